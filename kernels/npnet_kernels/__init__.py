@@ -1,0 +1,1 @@
+"""GPU operators of NPNet, each beside its PyTorch reference. Depends on torch alone."""
