@@ -50,7 +50,7 @@ def refine(matrix: Tensor, v: Tensor) -> Refined:
 
 
 def residual(matrix: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
-    """Worst entry of `I - U^T U`, `I - V^T V` and `(M V - U diag(s)) / s_1`, or infinity for NaN. Shape `(...)`."""
+    """Worst entry of `I - U^T U`, `I - V^T V` and `(M V - U diag(s)) / s_1`; NaN becomes infinity."""
     scale = s[..., :1, None].abs().clamp_min(torch.finfo(s.dtype).tiny)
     parts = [_defect(u), _defect(v), (matrix @ v - u * s.unsqueeze(-2)) / scale]
     worst = torch.stack([part.abs().amax((-2, -1)) for part in parts]).amax(0)
