@@ -1,0 +1,91 @@
+"""Which implementation of an operator runs: the plain PyTorch reference or the Triton kernel."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from npnet_kernels.errors import BackendUnavailableError, KernelInputError
+
+Backend = Literal["auto", "torch", "triton"]
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """The implementation chosen, and why."""
+
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.reason})"
+
+
+def choose_backend(
+    requested: str, *, device: str, has_triton: bool, interpreting: bool = False
+) -> BackendChoice:
+    """Pick the implementation of `reconstruct` and `text_affine`.
+
+    Args:
+        requested: `"auto"`, `"torch"` or `"triton"`.
+        device: the type of the device that holds the inputs, `"cuda"` or another.
+        has_triton: Triton can be imported.
+        interpreting: Triton's interpreter is on (`TRITON_INTERPRET=1`), which runs kernels on the CPU.
+
+    Raises:
+        KernelInputError: `requested` is none of the three.
+        BackendUnavailableError: `"triton"` was requested where it cannot run.
+    """
+    if requested not in get_args(Backend):
+        raise KernelInputError(
+            f"backend: expected one of {', '.join(get_args(Backend))}; given {requested!r}"
+        )
+    if requested == "torch":
+        return BackendChoice("torch", "requested")
+    obstacle = None
+    if not has_triton:
+        obstacle = "Triton is not installed (pip install triton)"
+    elif device != "cuda" and not interpreting:
+        obstacle = f"the inputs are on {device!r}, and the kernels are compiled for CUDA"
+    if requested == "triton":
+        if obstacle:
+            raise BackendUnavailableError(
+                f"backend 'triton' cannot run: {obstacle}. Use backend='torch' or 'auto'"
+            )
+        return BackendChoice("triton", "requested")
+    if obstacle:
+        return BackendChoice("torch", obstacle)
+    if device != "cuda":
+        return BackendChoice("torch", "the interpreter is for tests: ask for backend='triton'")
+    return BackendChoice("triton", "CUDA inputs and Triton installed")
+
+
+def backend_for(x: Tensor, requested: str) -> str:
+    """The implementation for operands living with `x`."""
+    choice = choose_backend(
+        requested, device=x.device.type, has_triton=has_triton(), interpreting=interpreting()
+    )
+    return choice.backend
+
+
+@lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Whether Triton can be imported, without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was asked for."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def launchable(kernel: Any) -> Any:
+    """What to index with a grid: the kernel as `torch.export` can see it, or bare in the interpreter."""
+    if interpreting():
+        return kernel
+    from torch.library import wrap_triton
+
+    return wrap_triton(kernel)

@@ -1,0 +1,1 @@
+"""Singular value decomposition: one function, four solvers, one sign rule."""

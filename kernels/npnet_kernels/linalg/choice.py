@@ -1,0 +1,90 @@
+"""Which solver runs, decided by a pure function that can say why."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from npnet_kernels.errors import SVDInputError
+
+Solver = Literal["auto", "lapack", "gram", "jacobi", "torch"]
+SMALLEST, LARGEST = 16, 512
+"""Sides the product-based solvers take; below, their fixed costs dominate, above nothing was tested."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the choice depends on: the sides of the matrix, where it lives, what surrounds the call."""
+
+    rows: int
+    columns: int
+    cuda: bool
+    capturing: bool = False
+    has_triton: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver and the reason it was rejected; `rejected` is None when it can run."""
+
+    solver: str
+    rejected: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The solver chosen, why, and all candidates in the order they were considered."""
+
+    solver: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+    def __str__(self) -> str:
+        lines = [f"svd: {self.solver} ({self.reason})"]
+        lines += [f"  {c.solver}: {c.rejected or 'can run'}" for c in self.candidates]
+        return "\n".join(lines)
+
+
+_AUTOMATIC = {
+    "cpu": {"lapack": "fastest on the CPU"},
+    "cuda": {
+        "gram": "accurate, batched on the device",
+        "jacobi": "the only solver that a CUDA graph can hold",
+        "torch": "takes any shape",
+    },
+}
+
+
+def choose(situation: Situation, requested: str = "auto") -> Choice:
+    """Pick the solver for `situation`.
+
+    Raises:
+        SVDInputError: `requested` is no solver, or cannot run here.
+    """
+    if requested not in get_args(Solver):
+        raise SVDInputError(f"solver: expected one of {', '.join(get_args(Solver))}; given {requested!r}")
+    if requested != "auto":
+        candidate = Candidate(requested, _rejection(requested, situation))
+        if candidate.rejected:
+            raise SVDInputError(
+                f"solver {requested!r} cannot run here: {candidate.rejected}. Use solver='auto'"
+            )
+        return Choice(requested, "requested", (candidate,))
+    preferences = _AUTOMATIC["cuda" if situation.cuda else "cpu"]
+    candidates = tuple(Candidate(name, _rejection(name, situation)) for name in preferences)
+    for candidate in candidates:
+        if candidate.rejected is None:
+            return Choice(candidate.solver, preferences[candidate.solver], candidates)
+    reasons = "; ".join(f"{c.solver}: {c.rejected}" for c in candidates)
+    raise SVDInputError(f"no solver can run here ({reasons}). Compute the SVD before the capture")
+
+
+def _rejection(solver: str, at: Situation) -> str | None:
+    if solver in ("gram", "jacobi") and (at.rows != at.columns or not SMALLEST <= at.rows <= LARGEST):
+        return (
+            f"it takes square matrices of side {SMALLEST} to {LARGEST}, this one is {at.rows} x {at.columns} "
+            "(solvers 'lapack' and 'torch' take any)"
+        )
+    if at.capturing and solver != "jacobi":
+        return "a CUDA graph is being captured, and this solver synchronises with the host"
+    if solver == "jacobi" and at.cuda and not at.has_triton:
+        return "it needs Triton on CUDA, which is not installed (pip install triton)"
+    return None

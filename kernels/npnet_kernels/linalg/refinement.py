@@ -1,0 +1,100 @@
+"""The tail every product-based solver shares: approximate right vectors in, certified factors out.
+
+All of it is matrix products in float64. Double precision is what makes the factors better than LAPACK's
+float32 ones whatever produced the first guess, and no TF32 setting of the caller reaches it. Legend: `b`
+stands for `M V`, `R = I - U^T U`, `S = I - V^T V`, `T = U^T M V`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-5
+"""A set of factors is certified when none of its three residuals (see `residual`) exceeds this."""
+
+_STEPS = 2  # each squares the error: 5e-4 from a float32 `eigh` becomes 2e-7, then 3e-13
+
+
+class Refined(NamedTuple):
+    """Float64 factors `u` (..., n, n), `s` (..., n) descending, `v` (..., n, n), and `residual` (...)."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+    residual: Tensor
+
+
+def refine(matrix: Tensor, v: Tensor) -> Refined:
+    """Turn approximate right singular vectors of a square matrix into accurate factors.
+
+    Sort, `U = M V / s`, weighted orthogonalisation, then two steps of Ogita and Aishima, "Iterative
+    refinement for singular value decomposition based on matrix multiplication" (J. Comput. Appl. Math. 369,
+    2020, Algorithm 1).
+
+    Args:
+        matrix: `(..., n, n)` float64, largest entry of order one.
+        v: `(..., n, n)` float64, vectors in columns, any order, wrong by at most a few per cent.
+
+    Returns:
+        `Refined`. Factors are to be used only where `residual <= TOLERANCE`; elsewhere (a first guess too
+        far off, a singular matrix, whose left null vectors no product can find, or NaN) they are meaningless.
+    """
+    u, s, v = _left_vectors(matrix, v)
+    u = _orthogonalise_weighted(u, s)
+    for _ in range(_STEPS):
+        u, s, v = _refinement_step(matrix, u, v)
+    s, order = s.sort(dim=-1, descending=True)
+    u, v = _permute_columns(u, order), _permute_columns(v, order)
+    return Refined(u, s, v, residual(matrix, u, s, v))
+
+
+def residual(matrix: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    """Worst entry of `I - U^T U`, `I - V^T V` and `(M V - U diag(s)) / s_1`; NaN becomes infinity."""
+    scale = s[..., :1, None].abs().clamp_min(torch.finfo(s.dtype).tiny)
+    parts = [_defect(u), _defect(v), (matrix @ v - u * s.unsqueeze(-2)) / scale]
+    worst = torch.stack([part.abs().amax((-2, -1)) for part in parts]).amax(0)
+    return torch.where(worst.isnan(), torch.inf, worst)
+
+
+def _left_vectors(matrix: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b = matrix @ v
+    s, order = torch.linalg.vector_norm(b, dim=-2).sort(dim=-1, descending=True)
+    b, v = _permute_columns(b, order), _permute_columns(v, order)
+    return b / torch.where(s == 0, 1, s).unsqueeze(-2), s, v
+
+
+def _orthogonalise_weighted(u: Tensor, s: Tensor) -> Tensor:
+    """Lean on the vectors of large singular values: `M v / s` is accurate there and wrong where s is tiny."""
+    squares = s.square()
+    total = squares.unsqueeze(-1) + squares.unsqueeze(-2)
+    weight = squares.unsqueeze(-1) / torch.where(total == 0, 1, total)
+    u = u + u @ (_defect(u) * weight)
+    norm = torch.linalg.vector_norm(u, dim=-2, keepdim=True)
+    return u / torch.where(norm == 0, 1, norm)
+
+
+def _refinement_step(matrix: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    defect_u, defect_v = _defect(u), _defect(v)
+    t = u.mT @ (matrix @ v)
+    diagonal = t.diagonal(dim1=-2, dim2=-1)
+    s = diagonal / (1 - (defect_u.diagonal(dim1=-2, dim2=-1) + defect_v.diagonal(dim1=-2, dim2=-1)) / 2)
+    s_i, s_j = s.unsqueeze(-1), s.unsqueeze(-2)
+    alpha, beta = t + s_j * defect_u, t.mT + s_j * defect_v
+    gap = s_j - s_i
+    # Linearised rotations hold only while small against the gap. For a cluster (repeated values, and i = j)
+    # any orthonormal basis is as good as another, so there only the loss of orthogonality is repaired.
+    apart = alpha.abs() + beta.abs() <= 0.1 * gap.abs()
+    apart.diagonal(dim1=-2, dim2=-1).fill_(False)
+    difference = torch.where(apart, gap * (s_j + s_i), 1)
+    u = u + u @ torch.where(apart, (alpha * s_j + beta * s_i) / difference, defect_u / 2)
+    v = v + v @ torch.where(apart, (alpha * s_i + beta * s_j) / difference, defect_v / 2)
+    return u, s, v
+
+
+def _defect(x: Tensor) -> Tensor:
+    return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device) - x.mT @ x
+
+
+def _permute_columns(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(-1, order.unsqueeze(-2).expand(x.shape))
