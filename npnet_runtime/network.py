@@ -23,13 +23,14 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from npnet_kernels import SVD, combine, spectral_correction
+from npnet_kernels import SVD
+from npnet_kernels.affine.reference import text_affine_reference
+from npnet_kernels.reconstruction.reference import GROUP_NORM_EPS, combine_reference, spectral_reference
 from torch import Tensor, nn
 
 from npnet_runtime.config import NPNetConfig
-from npnet_runtime.swin import LayerNorm, SwinTransformer
+from npnet_runtime.swin import SwinTransformer
 
-GROUP_NORM_EPS = 1e-6
 FLOAT32_PARTS = (
     "group norm",
     "layer norms",
@@ -130,29 +131,32 @@ class PromptHalf(nn.Module):
         patches = pixels.unflatten(2, (-1, self.config.swin.patch_size**2)).transpose(1, 2).flatten(2)
         return F.linear(patches, weight, bias).to(self.swin.dtype)
 
-    def forward(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """The numbers that depend on the prompt.
+    def scale_shift(self, prompt_embeds: Tensor) -> Tensor:
+        """(B, tokens, width) -> (B, 2C) float32: the scales of the C channels, then their shifts."""
+        return text_affine_reference(prompt_embeds, self.text_affine.weight, self.text_affine.bias)
+
+    def residual(self, noise: Tensor, scale_shift: Tensor) -> Tensor:
+        """The residual branch before its rows are repeated over H.
 
         Args:
             noise: (B, C, H, W).
-            prompt_embeds: (B, tokens, width).
+            scale_shift: (B, 2C).
 
         Returns:
-            scale_shift (B, 2C): the scales of the C channels, then their shifts; residual (B, C, n, W):
-            the residual branch before its rows are repeated over H. Both float32.
+            (B, C, n, W) float32.
         """
-        affine = self.text_affine
-        scale_shift = F.linear(prompt_embeds.float().flatten(1), affine.weight.float(), affine.bias.float())
-        scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         noise = noise.float()
-        normed = F.group_norm(noise, 1, eps=GROUP_NORM_EPS)
-        image = noise + (normed * (1 + scale) + shift)
-
+        scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
+        text = F.group_norm(noise, 1, eps=GROUP_NORM_EPS) * (1 + scale) + shift
         n = self.config.swin.feature_size
-        features = self.swin(self.embed(image)).float().unflatten(1, (n, n))
+        features = self.swin(self.embed(noise + text)).float().unflatten(1, (n, n))
         # The published layout: the rows of the NHWC feature map are read as channels.
-        planes = features.index_select(3, self.column_index)  # (B, n as channels, n, W)
-        return scale_shift, self.from_features(planes)
+        return self.from_features(features.index_select(3, self.column_index))
+
+    def forward(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """`scale_shift` (B, 2C) and `residual` (B, C, n, W) of a batch of noise and prompts."""
+        scale_shift = self.scale_shift(prompt_embeds)
+        return scale_shift, self.residual(noise, scale_shift)
 
 
 class NPNet(nn.Module):
@@ -175,12 +179,12 @@ class NPNet(nn.Module):
 
         Args:
             noise: (B, C, H, W) float32.
-            factors: of the noise's matrix, from `npnet_kernels.svd(unfold(noise))`.
+            factors: of the noise's matrix, `npnet_kernels.svd(latent_to_matrix(noise))`.
 
         Returns:
             (B, C, H, W) float32.
         """
-        return spectral_correction(noise, factors.u, self.spectral_head(*factors), factors.vh)
+        return spectral_reference(noise, factors.u, self.spectral_head(*factors), factors.vh)
 
     def forward(self, noise: Tensor, prompt_embeds: Tensor, factors: SVD) -> Tensor:
         """Golden noise.
@@ -195,7 +199,7 @@ class NPNet(nn.Module):
         """
         spectral = self.spectral_half(noise, factors)
         scale_shift, residual = self.prompt_half(noise, prompt_embeds)
-        return combine(spectral, noise, scale_shift, residual, self.text_weight, self.beta)
+        return combine_reference(spectral, noise, scale_shift, residual, self.text_weight, self.beta)
 
     @property
     def text_weight(self) -> Tensor:

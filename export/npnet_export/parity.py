@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from npnet_kernels import SIGN_RULE, svd, unfold
+from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.golden import SIGNS, GoldenNoise
 from npnet_runtime.manifest import ParityRow
@@ -74,5 +74,5 @@ def fresh_inputs(network: NPNet, samples: int) -> tuple[Tensor, Tensor]:
 
 def _reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: str, signs: str) -> Tensor:
     with torch.inference_mode():
-        return network(noise, prompt_embeds, svd(unfold(noise), solver=solver, signs=SIGNS[signs]))
+        return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))
 

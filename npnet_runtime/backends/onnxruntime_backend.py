@@ -65,6 +65,7 @@ class OnnxRuntimeBackend:
         graph = bundle.read(name)
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
         if self._stream is not None:
             # A node that CUDA cannot run is an error here, not a silent copy to the host.

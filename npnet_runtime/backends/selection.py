@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from npnet_kernels.backends import Backend as Kernels
 
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.bundle import EngineBundle
@@ -89,7 +90,7 @@ def select(
 
 
 def load_backend(
-    bundle: EngineBundle, device: torch.device, backend: str = "auto"
+    bundle: EngineBundle, device: torch.device, backend: str = "auto", kernels: Kernels = "auto"
 ) -> tuple[Backend, tuple[Candidate, ...]]:
     """Choose a back end for a bundle and start it.
 
@@ -105,7 +106,7 @@ def load_backend(
     if chosen.backend == "torch":
         from npnet_runtime.backends.torch_backend import TorchBackend
 
-        return TorchBackend(bundle, device), candidates
+        return TorchBackend(bundle, device, kernels), candidates
     from npnet_runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, device), candidates

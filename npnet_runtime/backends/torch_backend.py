@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from npnet_kernels import text_affine
+from npnet_kernels.backends import Backend as Kernels
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -21,13 +23,15 @@ class TorchBackend:
     Args:
         bundle: of the engine `torch`.
         device: where to run.
+        kernels: which implementation of our operators; see `npnet_kernels.choose_backend`.
 
     Raises:
         BundleError: the weights were changed, or do not fit the manifest's configuration.
     """
 
-    def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
+    def __init__(self, bundle: EngineBundle, device: torch.device, kernels: Kernels = "auto") -> None:
         self.device = device
+        self._kernels = kernels
         try:
             state = load(bundle.read(WEIGHTS))
             network = NPNet.from_state(bundle.manifest.config, state)
@@ -41,5 +45,7 @@ class TorchBackend:
 
     def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
-        scale_shift, residual = self.network.prompt_half(noise, prompt_embeds)
-        return scale_shift, residual
+        half = self.network.prompt_half
+        affine = half.text_affine
+        scale_shift = text_affine(prompt_embeds, affine.weight, affine.bias, backend=self._kernels)
+        return scale_shift, half.residual(noise, scale_shift)
