@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from npnet_runtime.config import NPNetConfig
-from npnet_runtime.errors import CheckpointError, ConfigError
+from npnet_runtime.errors import CheckpointError
 from npnet_runtime.files import atomic_file, sha256
 from npnet_runtime.models import MODELS
 from npnet_runtime.network import NPNet
@@ -70,8 +70,8 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
         found = "a directory" if path.is_dir() else "no such file"
         raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
     tensors, metadata = _load_safetensors(path) if _is_safetensors(path) else _load_pth(path)
-    if metadata.get("format") == FORMAT:
-        form, given = FORMAT, _own_config(path, metadata)
+    if FORMAT in metadata:
+        form, given = FORMAT, _own_config(path, metadata[FORMAT])
         if config is not None and given != config:
             raise CheckpointError(f"{path} is a checkpoint of another network:\n{_differences(config, given)}")
         config, names = given, {name: name for name in _shapes(given)}
@@ -100,11 +100,9 @@ def write(path: str | Path, state: Mapping[str, Tensor], config: NPNetConfig) ->
     """
     path = Path(path)
     _check(path, state, _shapes(config))
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(config.to_dict(), sort_keys=True),
-    }
+    # One entry only: safetensors writes several in random order, and the same weights are to give the same file.
+    header = {"format_version": FORMAT_VERSION, "config": config.to_dict()}
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
         with atomic_file(path) as temporary:
@@ -148,16 +146,19 @@ def _load_pth(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     return tensors, {}
 
 
-def _own_config(path: Path, metadata: Mapping[str, str]) -> NPNetConfig:
+def _own_config(path: Path, text: str) -> NPNetConfig:
     try:
-        if int(metadata["format_version"]) > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: format version {metadata['format_version']} is newer than "
-                f"{FORMAT_VERSION}, the newest this package reads: pip install -U npnet-runtime"
-            )
-        return NPNetConfig.from_dict(json.loads(metadata["config"]))
-    except (KeyError, ValueError, ConfigError) as error:
+        header = json.loads(text)
+        version = header["format_version"]
+        config = NPNetConfig.from_dict(header["config"]) if version == FORMAT_VERSION else None
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable metadata ({error})") from error
+    if config is None:
+        raise CheckpointError(
+            f"{path}: expected checkpoint format version {FORMAT_VERSION}, given {version}: "
+            f"pip install -U npnet-runtime"
+        )
+    return config
 
 
 def _published_form(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
