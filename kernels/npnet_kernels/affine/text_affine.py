@@ -9,13 +9,14 @@ from npnet_kernels.backends import Backend, backend_for, launchable
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 
-_BLOCK_B = 16  # the smallest side of tl.dot; the same for every batch, so rows do not depend on their neighbours
+_BLOCK_B = (
+    16  # the smallest side of tl.dot; the same for every batch, so rows do not depend on their neighbours
+)
+_BLOCK_K = 256
 _MOST_OUTPUTS = 128
 
 
-def text_affine(
-    prompt_embeds: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto"
-) -> Tensor:
+def text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Scale and shift of every channel from a prompt's embeddings, `flatten(P) @ W^T + b`.
 
     Args:
@@ -54,9 +55,9 @@ def _text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor, backend: s
     return _launch(prompt_embeds, weight, bias)
 
 
-def block_of_terms(dtype: torch.dtype) -> int:
-    """Terms a program takes: its tiles of x and of the weights fit the shared memory of every architecture."""
-    return 256 if dtype == torch.float32 else 512
+def choose_precision(*dtypes: torch.dtype) -> str:
+    """How `tl.dot` multiplies: TF32 holds half-precision numbers exactly, float32 needs the full product."""
+    return "ieee" if torch.float32 in dtypes else "tf32"
 
 
 def _launch(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -69,14 +70,12 @@ def _launch(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return out
     x = prompt_embeds.reshape(batch, terms)
     x = x if x.stride(1) == 1 else x.contiguous()
-    wide = torch.promote_types(x.dtype, weight.dtype)
-    block_k = block_of_terms(wide)
-    slices = -(-terms // block_k)
+    slices = -(-terms // _BLOCK_K)
     padded = max(16, 1 << (outputs - 1).bit_length())
     partial = torch.empty(slices, batch, outputs, dtype=torch.float32, device=weight.device)
     launchable(partial_kernel)[(slices,)](
         x, weight, partial, batch, outputs, terms, x.stride(0), weight.stride(0), weight.stride(1),
-        BLOCK_B=_BLOCK_B, OUTPUTS=padded, BLOCK_K=block_k,
+        PRECISION=choose_precision(x.dtype, weight.dtype), BLOCK_B=_BLOCK_B, OUTPUTS=padded, BLOCK_K=_BLOCK_K,
     )  # fmt: skip
     launchable(sum_kernel)[(batch,)](
         partial, bias.contiguous(), out, batch, outputs, slices, OUTPUTS=padded, BLOCK_S=32

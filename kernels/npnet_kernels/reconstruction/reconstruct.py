@@ -1,4 +1,4 @@
-"""The public functions of the reconstruction: in one pass, or the spectral part first and the rest when it is known."""
+"""The public functions of the reconstruction: in one pass, or the spectral part first, the rest later."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ def spectral_correction(
     """Spectral part `fold(M + (U * f) Vh)`, which equals `fold(U diag(s + f) Vh)`.
 
     Args:
-        noise: `(B, C, H, W)` float16, bfloat16 or float32, C = g * g; `M` is its grid of channels, `(B, gH, gW)`.
+        noise: `(B, C, H, W)` float16, bfloat16 or float32, C = g * g; `M` is its grid of channels, `(B, gH,
+            gW)`.
         u: left singular vectors of `M`, `(B, gH, k)` float32, any strides.
         f: change of the singular values, `(B, k)` float32.
         vh: right singular vectors, `(B, k, gW)` float32, any strides.
