@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-5
-"""A set of factors is certified when none of its three residuals (see `residual`) exceeds this."""
+TOLERANCE = 1e-6
+"""Factors are certified when no residual (see `residual`) exceeds this, ten times the rounding of float32."""
 
 _STEPS = 2  # each squares the error: 5e-4 from a float32 `eigh` becomes 2e-7, then 3e-13
+_CLUSTER = 1e-6  # gaps below this part of s_1 cannot be told from the rounding of a float32 matrix
+_LARGEST_ANGLE = 0.1  # beyond it the linearised rotation is not to be trusted
 
 
 class Refined(NamedTuple):
@@ -84,8 +86,8 @@ def _refinement_step(matrix: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tens
     gap = s_j - s_i
     # Linearised rotations hold only while small against the gap. For a cluster (repeated values, and i = j)
     # any orthonormal basis is as good as another, so there only the loss of orthogonality is repaired.
-    apart = alpha.abs() + beta.abs() <= 0.1 * gap.abs()
-    apart.diagonal(dim1=-2, dim2=-1).fill_(False)
+    resolved = gap.abs() > _CLUSTER * s.amax(-1)[..., None, None]
+    apart = resolved & (alpha.abs() + beta.abs() <= _LARGEST_ANGLE * gap.abs())
     difference = torch.where(apart, gap * (s_j + s_i), 1)
     u = u + u @ torch.where(apart, (alpha * s_j + beta * s_i) / difference, defect_u / 2)
     v = v + v @ torch.where(apart, (alpha * s_i + beta * s_j) / difference, defect_v / 2)
