@@ -16,9 +16,12 @@ import pytest
 import torch
 from npnet_kernels.affine import text_affine as affine
 from npnet_kernels.backends import interpreting
+from npnet_kernels.linalg import jacobi_launch
+from npnet_kernels.linalg.jacobi import Schedule
 from npnet_kernels.reconstruction import launch as reconstruction
 
 triton = pytest.importorskip("triton")
+jacobi_kernels = pytest.importorskip("npnet_kernels.linalg.jacobi_kernels")
 pytestmark = pytest.mark.skipif(interpreting(), reason="the interpreter replaces the compiler")
 
 # Shared memory that one block can have, in KiB (CUDA C++ Programming Guide, "Technical Specifications per
@@ -57,6 +60,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     for module in (reconstruction, affine):
         monkeypatch.setattr(module, "launchable", recorder)
+    for name in ("angles", "square", "polynomial", "multiply", "defect"):
+        kernel = getattr(jacobi_kernels, f"{name}_kernel")
+        monkeypatch.setattr(jacobi_kernels, f"{name}_kernel", recorder(kernel))
     return recorder
 
 
@@ -92,6 +98,11 @@ def type_of(value: Any) -> str:
     if isinstance(value, float):
         return "fp32"
     return "i32" if value < 2**31 else "i64"
+
+
+def distinct(launches: list[Launch]) -> list[Launch]:
+    """One launch of each kernel and set of options."""
+    return list({(launch.kernel.__name__, str(launch.options)): launch for launch in launches}.values())
 
 
 class Usage(NamedTuple):
@@ -147,6 +158,10 @@ def launch_affine_half(dtype: torch.dtype, batch: int) -> None:
     )
 
 
+def launch_jacobi(batch: int) -> None:
+    jacobi_launch.jacobi_vectors(torch.zeros(batch, 256, 256), Schedule(step=1.0, coarse=1, fine=1))
+
+
 CASES: dict[str, Callable[[], None]] = {
     "spectral fp16 batch 1": lambda: launch_spectral(torch.float16, 1),
     "spectral fp32 batch 16": lambda: launch_spectral(torch.float32, 16),
@@ -155,6 +170,8 @@ CASES: dict[str, Callable[[], None]] = {
     "combine fp16": lambda: launch_combine(torch.float16, 1),
     "affine fp32": lambda: launch_affine(torch.float32, 2),
     "affine fp16": lambda: launch_affine_half(torch.float16, 2),
+    "jacobi batch 1": lambda: launch_jacobi(1),
+    "jacobi batch 16": lambda: launch_jacobi(16),
     "affine mixed": lambda: launch_affine(torch.bfloat16, 2),
 }
 
@@ -164,7 +181,7 @@ CASES: dict[str, Callable[[], None]] = {
 def test_compiles_without_spills(case: str, capability: int, recorder: Recorder, tmp_path: Path) -> None:
     CASES[case]()
     assert recorder.launches
-    for launch in recorder.launches:
+    for launch in distinct(recorder.launches):
         compiled = compile_launch(launch, capability)
         usage = resources(compiled.asm["cubin"], tmp_path)
         name = launch.kernel.__name__

@@ -8,11 +8,11 @@ One iteration, with `B = M V`:
     P = t K + t^2 K^2 / 2 + (alpha t^3 K + alpha^2 t^4 K^2) K^2,   alpha = (2 - sqrt 2) / 4
     B <- B + B P,   V <- V + V P
 
-`I + P` replaces `exp(t K)`. An eigenvalue `i x` of `t K` becomes one of squared modulus `1 + alpha^4 x^8`: for the
-price of two products the update is orthogonal to eighth order, where the Taylor polynomial `I + K + K^2 / 2` is to
-fourth. It therefore takes longer steps and can leave orthogonality alone until a clean-up: one Newton-Schulz step
-for V and `B = M V`. `||K^2||_F^(1/2)` bounds `||K||_2` from above, so no step is longer than `c`; a power
-iteration, cheaper, underestimates the norm and diverges.
+`I + P` replaces `exp(t K)`. An eigenvalue `i x` of `t K` becomes one of squared modulus `1 + alpha^4 x^8`:
+for the price of two products the update is orthogonal to eighth order, where the Taylor polynomial `I + K +
+K^2 / 2` is to fourth. It therefore takes longer steps and can leave orthogonality alone until a clean-up:
+one Newton-Schulz step for V and `B = M V`. `||K^2||_F^(1/2)` bounds `||K||_2` from above, so no step is
+longer than `c`; a power iteration, cheaper, underestimates the norm and diverges.
 """
 
 import math
@@ -37,7 +37,8 @@ class Schedule:
         clean_every: fine iterations from one clean-up to the next.
         coarse_threshold: columns of relative product below this are not rotated in the coarse phase.
         fine_threshold: the same for the fine phase.
-        converged: `||K||_F` at which an iteration is the last: its error is the square, and the tail squares twice.
+        converged: `||K||_F` at which an iteration is the last: its error is the square, and the tail
+            squares twice.
     """
 
     step: float
@@ -45,7 +46,7 @@ class Schedule:
     fine: int = 12
     clean_every: int = 4
     coarse_threshold: float = 2e-4
-    fine_threshold: float = 4e-6
+    fine_threshold: float = 1e-6
     converged: float = 2e-2
 
 
@@ -57,8 +58,8 @@ def schedule_for(n: int) -> Schedule:
 def jacobi_svd(matrix: Tensor) -> Refined:
     """SVD by simultaneous Jacobi rotations: Triton kernels on CUDA, the PyTorch reference on the CPU.
 
-    Made for noise. Strongly structured matrices (rank-deficient, smooth) may not converge within the schedule; the
-    certificate of `refine` says so.
+    Made for noise. Strongly structured matrices (rank-deficient, smooth) may not converge within the
+    schedule; the certificate of `refine` says so.
 
     Args:
         matrix: `(B, n, n)` float64 with entries of order one (see `scaling.normalise`).

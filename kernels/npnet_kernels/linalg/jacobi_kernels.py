@@ -1,9 +1,9 @@
 """Triton kernels of the simultaneous Jacobi method. Import only where Triton is installed.
 
-Every kernel computes square tiles of n x n matrices stored one after the other, on the grid (tiles, tiles, matrices),
-and masks n. `done[b]` is 1 once matrix b has converged: from then on its tiles are skipped, or copied where the next
-launch reads the other buffer. It is read and written in different launches only, so no launch waits for another
-program, and nothing waits for the host.
+Every kernel computes square tiles of n x n matrices stored one after the other, on the grid (tiles, tiles,
+matrices), and masks n. `done[b]` is 1 once matrix b has converged: from then on its tiles are skipped, or
+copied where the next launch reads the other buffer. It is read and written in different launches only, so
+no launch waits for another program, and nothing waits for the host.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -70,10 +70,30 @@ class _Run:
         grid, blocks, sums = self._grid(), self._blocks(precision), self._sums()
         kernels.angles_kernel[grid](self.stack, self.k, self.k_norm, done, n, threshold, **blocks)
         kernels.square_kernel[grid](
-            self.k, self.q, self.k_norm, self.q_norm, done, next_done, n, limit, self.side**2, **blocks, **sums
+            self.k,
+            self.q,
+            self.k_norm,
+            self.q_norm,
+            done,
+            next_done,
+            n,
+            limit,
+            self.side**2,
+            **blocks,
+            **sums,
         )
         kernels.polynomial_kernel[grid](
-            self.k, self.q, self.p, self.q_norm, done, n, self.plan.step, ALPHA, self.side**2, **blocks, **sums
+            self.k,
+            self.q,
+            self.p,
+            self.q_norm,
+            done,
+            n,
+            self.plan.step,
+            ALPHA,
+            self.side**2,
+            **blocks,
+            **sums,
         )
         self._multiply(self.stack, self.p, self.stack, self.spare, done, precision, add=True)
         self.stack, self.spare = self.spare, self.stack
@@ -88,7 +108,15 @@ class _Run:
         self.stack, self.spare = self.spare, self.stack
 
     def _multiply(
-        self, left: Tensor, right: Tensor, old: Tensor, out: Tensor, done: Tensor, precision: str, *, add: bool
+        self,
+        left: Tensor,
+        right: Tensor,
+        old: Tensor,
+        out: Tensor,
+        done: Tensor,
+        precision: str,
+        *,
+        add: bool,
     ) -> None:
         from npnet_kernels.linalg import jacobi_kernels as kernels
 

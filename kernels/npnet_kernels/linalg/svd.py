@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.backends import has_triton
-from npnet_kernels.errors import SVDConvergenceError, SVDInputError
+from npnet_kernels.errors import SVDInputError
 from npnet_kernels.linalg.choice import Choice, Situation, Solver, choose
 from npnet_kernels.linalg.gram import gram_svd
 from npnet_kernels.linalg.host import Factors, lapack_svd, library_svd
