@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from npnet_kernels.affine import text_affine as affine
+from npnet_kernels.affine import launch as affine
 from npnet_kernels.backends import interpreting
 from npnet_kernels.linalg import jacobi_launch
 from npnet_kernels.linalg.jacobi import Schedule
@@ -149,11 +149,13 @@ def reconstruction_inputs(dtype: torch.dtype, batch: int) -> tuple[torch.Tensor,
 
 
 def launch_affine(dtype: torch.dtype, batch: int) -> None:
-    affine._launch(torch.zeros(batch, 77, 2048, dtype=dtype), torch.zeros(8, 77 * 2048), torch.zeros(8))
+    affine.launch_text_affine(
+        torch.zeros(batch, 77, 2048, dtype=dtype), torch.zeros(8, 77 * 2048), torch.zeros(8)
+    )
 
 
 def launch_affine_half(dtype: torch.dtype, batch: int) -> None:
-    affine._launch(
+    affine.launch_text_affine(
         torch.zeros(batch, 77, 2048, dtype=dtype), torch.zeros(8, 77 * 2048, dtype=dtype), torch.zeros(8)
     )
 

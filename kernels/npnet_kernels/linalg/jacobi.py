@@ -3,7 +3,7 @@
 One iteration, with `B = M V`:
 
     T = B^T B
-    K_ij = the Jacobi angle of columns i and j (Golub and Van Loan, 4th ed., section 8.5), skew, |K_ij| <= pi/4
+    K_ij = the Jacobi angle of columns i and j (Golub and Van Loan, 4th ed., section 8.5), |K_ij| <= pi/4
     t = min(1, c / ||K^2||_F^(1/2))
     P = t K + t^2 K^2 / 2 + (alpha t^3 K + alpha^2 t^4 K^2) K^2,   alpha = (2 - sqrt 2) / 4
     B <- B + B P,   V <- V + V P
@@ -51,7 +51,7 @@ class Schedule:
 
 
 def schedule_for(n: int) -> Schedule:
-    """The schedule for side `n`: `||K^2||_F^(1/2)` of a Gaussian start grows like n^(1/4) above the 2-norm."""
+    """The schedule for side `n`: on noise, `||K^2||_F^(1/2)` is about n^(1/4) times the 2-norm of K."""
     return Schedule(step=0.65 * n**0.25, coarse=2 * math.ceil(math.log2(n)) + 1)
 
 

@@ -79,7 +79,7 @@ def square_kernel(
     k_ptr, q_ptr, k_norm_ptr, q_norm_ptr, done_ptr, next_done_ptr, n, limit, tiles,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """`Q = K K`, the parts of `||Q||_F^2`, and the convergence test `||K||_F^2 <= limit` for the next iteration."""
+    """`Q = K K`, the parts of `||Q||_F^2`, and the test `||K||_F^2 <= limit` that ends the iterations."""
     i, j, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     done = tl.load(done_ptr + b)
     if i + j == 0:

@@ -38,7 +38,7 @@ def jacobi_vectors(matrix: Tensor, schedule: Schedule | None = None) -> Tensor:
 
 
 class _Run:
-    """Buffers and launches for one batch. `stack` holds B and V one after the other, as one batch of twice the size."""
+    """Buffers and launches for one batch; `stack` holds B and V, as one batch of twice the size."""
 
     def __init__(self, matrix: Tensor, plan: Schedule) -> None:
         batch, n = matrix.shape[:2]

@@ -1,4 +1,4 @@
-"""The Jacobi kernels against their reference's promise: vectors that the tail turns into certified factors."""
+"""The Jacobi kernels: vectors that the tail turns into certified factors, and when they stop."""
 
 from collections.abc import Callable
 from typing import NamedTuple
