@@ -2,10 +2,11 @@
 
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from npnet_kernels.errors import BackendUnavailableError, KernelInputError
@@ -71,10 +72,18 @@ def backend_for(x: Tensor, requested: str) -> str:
     return choice.backend
 
 
-@lru_cache(maxsize=1)
+def needs_operator(backend: str) -> bool:
+    """Whether a call has to go through a registered operator: not where nothing is launched and nobody
+    traces.
+
+    The CPU thus avoids the second that importing PyTorch's compiler takes, which `triton_op` needs.
+    """
+    return backend != "torch" or torch.compiler.is_compiling()
+
+
 def has_triton() -> bool:
     """Whether Triton can be imported, without importing it."""
-    return importlib.util.find_spec("triton") is not None
+    return sys.modules.get("triton") is not None or importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:

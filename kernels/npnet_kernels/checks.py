@@ -31,5 +31,6 @@ def check_operand(
     check_dtype(name, x, dtypes)
     if x.device != beside.device:
         raise KernelInputError(
-            f"{name}: expected on {beside.device} like the first input; given on {x.device}. Move it with .to()"
+            f"{name}: expected on {beside.device} like the first input; "
+            f"given on {x.device}. Move it with .to()"
         )

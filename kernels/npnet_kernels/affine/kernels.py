@@ -1,10 +1,12 @@
 """Triton kernels of the text affine. Import only where Triton is installed.
 
-The product is 8 outputs of 157,696 terms: all of it is reading the weights. The reduction axis is split over the
-device, every program keeps its slice of the weights in registers while it goes through the batch, and a second
-kernel adds the slices in a fixed order, so that a result is the same on every run and in every batch.
+The product is 8 outputs of 157,696 terms: all of it is reading the weights. The reduction axis is split
+over the device, every program keeps its slice of the weights in registers while it goes through the batch,
+and a second kernel adds the slices in a fixed order, so that a result is the same on every run and in every
+batch.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 import triton
 import triton.language as tl
 
@@ -12,7 +14,7 @@ import triton.language as tl
 @triton.jit
 def partial_kernel(
     x_ptr, weight_ptr, partial_ptr, batch, outputs, terms, x_stride_b, weight_stride_o, weight_stride_k,
-    BLOCK_B: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`partial[slice, b, o] = sum over the slice of x[b, k] * weight[o, k]`. Grid (slices,)."""
     piece = tl.program_id(0).to(tl.int64)
@@ -20,15 +22,12 @@ def partial_kernel(
     o = tl.arange(0, OUTPUTS)
     weight_mask = (k < terms)[:, None] & (o < outputs)[None, :]
     weight_tile = weight_ptr + k[:, None] * weight_stride_k + o[None, :] * weight_stride_o
-    weight = tl.load(weight_tile, mask=weight_mask, other=0.0)
+    weight = tl.load(weight_tile, mask=weight_mask, other=0.0).to(tl.float32)
     for start in range(0, batch, BLOCK_B):
         b = start + tl.arange(0, BLOCK_B)
         x_tile = x_ptr + b.to(tl.int64)[:, None] * x_stride_b + k[None, :]
         x = tl.load(x_tile, mask=(b < batch)[:, None] & (k < terms)[None, :], other=0.0)
-        if x.dtype == weight.dtype:
-            products = tl.dot(x, weight, input_precision="ieee")
-        else:
-            products = tl.dot(x.to(tl.float32), weight.to(tl.float32), input_precision="ieee")
+        products = tl.dot(x.to(tl.float32), weight, input_precision=PRECISION)
         row = partial_ptr + (piece * batch + b)[:, None] * outputs + o[None, :]
         tl.store(row, products, mask=(b < batch)[:, None] & (o < outputs)[None, :])
 

@@ -1,21 +1,21 @@
-"""The public `text_affine`, its operator and its launch."""
+"""The public `text_affine`."""
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from npnet_kernels.affine.reference import text_affine_reference
-from npnet_kernels.backends import Backend, backend_for, launchable
+from npnet_kernels.backends import Backend, backend_for, needs_operator
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 
-_BLOCK_B = 16  # the smallest side of tl.dot; the same for every batch, so rows do not depend on their neighbours
+_BLOCK_B = (
+    16  # the smallest side of tl.dot; the same for every batch, so rows do not depend on their neighbours
+)
+_BLOCK_K = 256
 _MOST_OUTPUTS = 128
 
 
-def text_affine(
-    prompt_embeds: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto"
-) -> Tensor:
+def text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Scale and shift of every channel from a prompt's embeddings, `flatten(P) @ W^T + b`.
 
     Args:
@@ -32,7 +32,12 @@ def text_affine(
         BackendUnavailableError: `backend="triton"` cannot run here.
     """
     _check(prompt_embeds, weight, bias)
-    return torch.ops.npnet.text_affine(prompt_embeds, weight, bias, backend_for(prompt_embeds, backend))
+    chosen = backend_for(prompt_embeds, backend)
+    if not needs_operator(chosen):
+        return text_affine_reference(prompt_embeds, weight, bias)
+    import npnet_kernels.affine.operators  # noqa: F401
+
+    return torch.ops.npnet.text_affine(prompt_embeds, weight, bias, chosen)
 
 
 def _check(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -45,40 +50,3 @@ def _check(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> None:
     check_operand("bias", bias, (outputs,), prompt_embeds)
     if not 1 <= outputs <= _MOST_OUTPUTS:
         raise KernelInputError(f"weight: expected 1 to {_MOST_OUTPUTS} rows; given {outputs}")
-
-
-@triton_op("npnet::text_affine", mutates_args={})
-def _text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
-    if backend == "torch":
-        return text_affine_reference(prompt_embeds, weight, bias)
-    return _launch(prompt_embeds, weight, bias)
-
-
-def block_of_terms(dtype: torch.dtype) -> int:
-    """Terms a program takes: its tiles of x and of the weights fit the shared memory of every architecture."""
-    return 256 if dtype == torch.float32 else 512
-
-
-def _launch(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    from npnet_kernels.affine.kernels import partial_kernel, sum_kernel
-
-    batch = prompt_embeds.shape[0]
-    outputs, terms = weight.shape
-    out = torch.empty(batch, outputs, dtype=torch.float32, device=weight.device)
-    if isinstance(batch, int) and batch == 0:
-        return out
-    x = prompt_embeds.reshape(batch, terms)
-    x = x if x.stride(1) == 1 else x.contiguous()
-    wide = torch.promote_types(x.dtype, weight.dtype)
-    block_k = block_of_terms(wide)
-    slices = -(-terms // block_k)
-    padded = max(16, 1 << (outputs - 1).bit_length())
-    partial = torch.empty(slices, batch, outputs, dtype=torch.float32, device=weight.device)
-    launchable(partial_kernel)[(slices,)](
-        x, weight, partial, batch, outputs, terms, x.stride(0), weight.stride(0), weight.stride(1),
-        BLOCK_B=_BLOCK_B, OUTPUTS=padded, BLOCK_K=block_k,
-    )  # fmt: skip
-    launchable(sum_kernel)[(batch,)](
-        partial, bias.contiguous(), out, batch, outputs, slices, OUTPUTS=padded, BLOCK_S=32
-    )
-    return out

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.backends import has_triton
-from npnet_kernels.errors import SVDConvergenceError, SVDInputError
+from npnet_kernels.errors import SVDInputError
 from npnet_kernels.linalg.choice import Choice, Situation, Solver, choose
 from npnet_kernels.linalg.gram import gram_svd
 from npnet_kernels.linalg.host import Factors, lapack_svd, library_svd
+from npnet_kernels.linalg.jacobi import jacobi_svd
 from npnet_kernels.linalg.refinement import TOLERANCE, Refined
 from npnet_kernels.linalg.scaling import normalise
 from npnet_kernels.linalg.signs import canonical_signs
@@ -121,7 +122,7 @@ def _(matrix: Tensor, solver: str) -> Factors:
 
 def _solve_by_products(matrix: Tensor, solver: str, capturing: bool) -> Factors:
     scaled, scale = normalise(matrix)
-    refined = gram_svd(scaled) if solver == "gram" else _jacobi(scaled)
+    refined = gram_svd(scaled) if solver == "gram" else jacobi_svd(scaled)
     u, s, vh = _narrow(refined, scale)
     failed = ~(refined.residual <= TOLERANCE)
     if capturing:
@@ -144,10 +145,6 @@ def _solve_by_products(matrix: Tensor, solver: str, capturing: bool) -> Factors:
 
 def _narrow(refined: Refined, scale: Tensor) -> Factors:
     return refined.u.float(), (refined.s * scale.unsqueeze(-1)).float(), refined.v.mT.float()
-
-
-def _jacobi(scaled: Tensor) -> Refined:
-    raise SVDConvergenceError("not there yet")
 
 
 def _check_finite(matrix: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The latent's channels as a square grid of blocks in one matrix: `(b, (a c), h, w) <-> (b, (a h), (c w))`."""
+"""A latent's channels as a square grid of blocks in a matrix: `(b, (a c), h, w) <-> (b, (a h), (c w))`."""
 
 from math import isqrt
 

@@ -1,9 +1,10 @@
 """Triton kernels of the reconstruction. Import only where Triton is installed.
 
-A program owns a tile of one channel of one latent, so channel, scale and shift are scalars; the grid layout of the
-matrix is index arithmetic, and no permuted copy exists. Every dimension is masked.
+A program owns a tile of one channel of one latent, so channel, scale and shift are scalars; the grid layout
+of the matrix is index arithmetic, and no permuted copy exists. Every dimension is masked.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 import triton
 import triton.language as tl
 
@@ -38,7 +39,7 @@ def statistics_kernel(
 
 @triton.jit
 def _merge_statistics(partial_ptr, b, size, chunks, eps, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
-    """Mean and reciprocal deviation of a latent from its chunks (Chan, Golub and LeVeque 1983, equation 2.1)."""
+    """Mean and reciprocal deviation from the chunks (Chan, Golub and LeVeque 1983, equation 2.1)."""
     index = tl.arange(0, CHUNKS)
     inside = index < chunks
     row = partial_ptr + b * 2 * chunks + index
@@ -79,7 +80,7 @@ def reconstruct_kernel(
     FINISH: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`fold(M + (U * f) Vh)`, and with FINISH the text and residual terms. Grid (tiles of a channel, C, B)."""
+    """`fold(M + (U * f) Vh)`; with FINISH also text and residual. Grid (tiles of a channel, C, B)."""
     tiles_w = tl.cdiv(width, BLOCK_W)
     y = (tl.program_id(0) // tiles_w * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
     x = (tl.program_id(0) % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W))[None, :]

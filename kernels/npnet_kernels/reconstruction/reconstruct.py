@@ -1,14 +1,12 @@
-"""The public functions of the reconstruction: in one pass, or the spectral part first and the rest when it is known."""
+"""The public functions of the reconstruction: in one pass, or the spectral part first, the rest later."""
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
-from npnet_kernels.backends import Backend, backend_for
+from npnet_kernels.backends import Backend, backend_for, needs_operator
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 from npnet_kernels.reconstruction.grid import grid_side
-from npnet_kernels.reconstruction.launch import launch_combine, launch_reconstruct
 from npnet_kernels.reconstruction.reference import combine_reference, spectral_reference
 
 
@@ -18,7 +16,8 @@ def spectral_correction(
     """Spectral part `fold(M + (U * f) Vh)`, which equals `fold(U diag(s + f) Vh)`.
 
     Args:
-        noise: `(B, C, H, W)` float16, bfloat16 or float32, C = g * g; `M` is its grid of channels, `(B, gH, gW)`.
+        noise: `(B, C, H, W)` float16, bfloat16 or float32, C = g * g; `M` is its grid of channels, `(B, gH,
+            gW)`.
         u: left singular vectors of `M`, `(B, gH, k)` float32, any strides.
         f: change of the singular values, `(B, k)` float32.
         vh: right singular vectors, `(B, k, gW)` float32, any strides.
@@ -33,7 +32,11 @@ def spectral_correction(
     """
     _check_noise(noise)
     _check_factors(noise, u, f, vh)
-    return torch.ops.npnet.spectral_correction(noise, u, f, vh, backend_for(noise, backend))
+    chosen = backend_for(noise, backend)
+    if not needs_operator(chosen):
+        return spectral_reference(noise, u, f, vh)
+    _register()
+    return torch.ops.npnet.spectral_correction(noise, u, f, vh, chosen)
 
 
 def combine(
@@ -68,9 +71,12 @@ def combine(
     _check_noise(noise)
     check_operand("spectral", spectral, tuple(noise.shape), noise, (torch.float32,))
     _check_branches(noise, scale_shift, residual)
-    return torch.ops.npnet.combine(
-        spectral, noise, scale_shift, residual, text_weight, residual_weight, backend_for(noise, backend)
-    )
+    chosen = backend_for(noise, backend)
+    arguments = (spectral, noise, scale_shift, residual, float(text_weight), float(residual_weight))
+    if not needs_operator(chosen):
+        return combine_reference(*arguments)
+    _register()
+    return torch.ops.npnet.combine(*arguments, chosen)
 
 
 def reconstruct(
@@ -92,49 +98,16 @@ def reconstruct(
     _check_noise(noise)
     _check_factors(noise, u, f, vh)
     _check_branches(noise, scale_shift, residual)
-    return torch.ops.npnet.reconstruct(
-        noise, u, f, vh, scale_shift, residual, text_weight, residual_weight, backend_for(noise, backend)
-    )
+    chosen = backend_for(noise, backend)
+    branches = (scale_shift, residual, float(text_weight), float(residual_weight))
+    if not needs_operator(chosen):
+        return combine_reference(spectral_reference(noise, u, f, vh), noise, *branches)
+    _register()
+    return torch.ops.npnet.reconstruct(noise, u, f, vh, *branches, chosen)
 
 
-@triton_op("npnet::spectral_correction", mutates_args={})
-def _spectral_correction(noise: Tensor, u: Tensor, f: Tensor, vh: Tensor, backend: str) -> Tensor:
-    if backend == "torch":
-        return spectral_reference(noise, u, f, vh)
-    return launch_reconstruct(noise, u, f, vh, None)
-
-
-@triton_op("npnet::combine", mutates_args={})
-def _combine(
-    spectral: Tensor,
-    noise: Tensor,
-    scale_shift: Tensor,
-    residual: Tensor,
-    text_weight: float,
-    residual_weight: float,
-    backend: str,
-) -> Tensor:
-    if backend == "torch":
-        return combine_reference(spectral, noise, scale_shift, residual, text_weight, residual_weight)
-    return launch_combine(spectral, noise, scale_shift, residual, text_weight, residual_weight)
-
-
-@triton_op("npnet::reconstruct", mutates_args={})
-def _reconstruct(
-    noise: Tensor,
-    u: Tensor,
-    f: Tensor,
-    vh: Tensor,
-    scale_shift: Tensor,
-    residual: Tensor,
-    text_weight: float,
-    residual_weight: float,
-    backend: str,
-) -> Tensor:
-    if backend == "torch":
-        spectral = spectral_reference(noise, u, f, vh)
-        return combine_reference(spectral, noise, scale_shift, residual, text_weight, residual_weight)
-    return launch_reconstruct(noise, u, f, vh, (scale_shift, residual, text_weight, residual_weight))
+def _register() -> None:
+    import npnet_kernels.reconstruction.operators  # noqa: F401
 
 
 def _check_noise(noise: Tensor) -> None:

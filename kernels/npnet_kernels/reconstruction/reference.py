@@ -25,7 +25,7 @@ def combine_reference(
     text_weight: float,
     residual_weight: float,
 ) -> Tensor:
-    """`S + a * (groupnorm(X) * (1 + scale) + shift) + beta * R`, in float32, returned in the noise's dtype."""
+    """`S + a * (groupnorm(X) * (1 + scale) + shift) + beta * R` in float32, cast to the noise's dtype."""
     noise = noise_BCHW.float()
     scale, shift = scale_shift_B2C.float()[..., None, None].chunk(2, dim=1)
     text = functional.group_norm(noise, 1, eps=GROUP_NORM_EPS) * (1 + scale) + shift
