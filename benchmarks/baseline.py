@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from npnet_kernels import SVD
 from npnet_runtime.config import NPNetConfig, SwinConfig
 from npnet_runtime.published import published_name
-from torch import Tensor, nn
 
 
 class Attention(nn.Module):
@@ -51,7 +52,9 @@ class SpectralBranch(nn.Module):
         """Factors of the noise's matrix."""
         batch, _, height, width = noise.shape
         g = self.grid
-        matrix = noise.reshape(batch, g, g, height, width).transpose(2, 3).reshape(batch, g * height, g * width)
+        matrix = (
+            noise.reshape(batch, g, g, height, width).transpose(2, 3).reshape(batch, g * height, g * width)
+        )
         return SVD(*torch.linalg.svd(matrix, full_matrices=False))
 
     def forward(self, noise: Tensor, factors: SVD | None = None) -> Tensor:

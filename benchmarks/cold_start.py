@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from harness import synchronize
 from npnet_runtime import EngineBundle, GoldenNoise
 

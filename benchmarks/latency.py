@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
 from baseline import PublishedNPNet
 from harness import Timing, environment, interleave, write_json
 from npnet_export import ExportSettings, export
@@ -31,9 +35,6 @@ from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import GoldenNoise, NPNetError
 from npnet_runtime.golden import SIGNS, resolve_device
 from npnet_runtime.models import MODELS, get_model
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
 BASELINE = "published, eager float32"
 STAGES = ("svd", "spectral half", "prompt half", "end to end")
@@ -56,7 +57,9 @@ def main() -> int:
     """Run the benchmark; 1 if an engine disagrees with the baseline."""
     options = _options()
     device = resolve_device(options.device)
-    weights = WeightsRequest(get_model(options.model), options.weights, None if options.weights else options.seed)
+    weights = WeightsRequest(
+        get_model(options.model), options.weights, None if options.weights else options.seed
+    )
     stage = Stages()
     with tempfile.TemporaryDirectory() as folder:
         network, description = weights.load()
@@ -90,12 +93,16 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="sdxl")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", help="a checkpoint or a hub id; default: random weights")
     source.add_argument("--seed", type=int, default=0, help="of the random weights")
-    parser.add_argument("--engine", action="append", metavar="KIND[:PRECISION]", help="default: all, fp32 (and fp16 on CUDA)")
+    parser.add_argument(
+        "--engine", action="append", metavar="KIND[:PRECISION]", help="default: all, fp32 (and fp16 on CUDA)"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--device", help="default: CUDA if there is any")
@@ -129,7 +136,13 @@ def _contenders(
 
 def _probe(folder: Path, device: torch.device, batch: int) -> dict[str, float]:
     """Cold start and peak memory, which only a fresh process can tell."""
-    command = [sys.executable, str(Path(__file__).with_name("cold_start.py")), str(folder), str(device), str(batch)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("cold_start.py")),
+        str(folder),
+        str(device),
+        str(batch),
+    ]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(output)
 

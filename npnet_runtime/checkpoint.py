@@ -33,6 +33,7 @@ from npnet_runtime.published import GROUPS, is_unused, published_name
 
 FORMAT, FORMAT_VERSION = "npnet-runtime-checkpoint", 1
 
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights in this project's names, and where they came from.
@@ -73,7 +74,9 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
     if FORMAT in metadata:
         form, given = FORMAT, _own_config(path, metadata[FORMAT])
         if config is not None and given != config:
-            raise CheckpointError(f"{path} is a checkpoint of another network:\n{_differences(config, given)}")
+            raise CheckpointError(
+                f"{path} is a checkpoint of another network:\n{_differences(config, given)}"
+            )
         config, names = given, {name: name for name in _shapes(given)}
     else:
         if config is None:
@@ -100,7 +103,7 @@ def write(path: str | Path, state: Mapping[str, Tensor], config: NPNetConfig) ->
     """
     path = Path(path)
     _check(path, state, _shapes(config))
-    # One entry only: safetensors writes several in random order, and the same weights are to give the same file.
+    # One entry: safetensors writes several in random order, and the same weights are to give the same file.
     header = {"format_version": FORMAT_VERSION, "config": config.to_dict()}
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -6,20 +6,20 @@ import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from npnet_kernels import SIGN_RULE, combine, latent_to_matrix, spectral_correction, svd
-from npnet_kernels.backends import Backend as Kernels
 from torch import Tensor
 
+from npnet_kernels import SIGN_RULE, combine, latent_to_matrix, spectral_correction, svd
+from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.errors import BundleError, InputError
+from npnet_runtime.errors import BackendError, BundleError, InputError
 from npnet_runtime.inputs import check_noise, check_prompt_embeds
 
-
 # What a manifest records -> what `svd` takes.
-SIGNS = {SIGN_RULE: "canonical", "as-is": "as-is"}
+SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-is": "as-is"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,9 @@ class GoldenNoise:
         """
         check_noise(noise, self.bundle.manifest.config, self.device)
         spectral = self._start_spectral(noise).result()
-        return PreparedNoise(noise.clone(), spectral, self.bundle.digest)  # the caller may go on to change theirs
+        return PreparedNoise(
+            noise.clone(), spectral, self.bundle.digest
+        )  # the caller may go on to change theirs
 
     def report(self) -> str:
         """What runs and why, and how well it agreed with the float32 network when it was built."""
@@ -160,8 +162,8 @@ class GoldenNoise:
     def _check_prepared(self, prepared: PreparedNoise) -> None:
         if prepared.engine != self.bundle.digest or prepared.noise.device != self.device:
             raise InputError(
-                f"noise: expected noise prepared by the engine {self.bundle.path} on {self.device}, given "
-                f"noise prepared by another engine or on {prepared.noise.device}; prepare it again with this one"
+                f"noise: expected noise prepared by the engine {self.bundle.path} on {self.device}, "
+                f"given noise prepared by another engine or on {prepared.noise.device}; prepare it again"
             )
 
     def _start_spectral(self, noise: Tensor) -> Future[Tensor]:
@@ -190,10 +192,17 @@ class GoldenNoise:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, with an index if it is a CUDA device; by default CUDA where there is any."""
+    """The device asked for, with an index if it is a CUDA device; by default CUDA where there is any.
+
+    Raises:
+        BackendError: no such kind of device.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved = torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise BackendError(f"device: expected cpu, cuda or cuda:N, given {device!r}") from error
     if resolved.type == "cuda" and resolved.index is None:
         index = torch.cuda.current_device() if torch.cuda.is_available() else 0
         return torch.device("cuda", index)

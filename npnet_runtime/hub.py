@@ -40,7 +40,11 @@ def download(repository: str, filename: str, *, offline: bool = False) -> Path:
     """
     try:
         from huggingface_hub import hf_hub_download, list_repo_files
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ImportError as error:
         raise DownloadError(
             "downloading weights needs huggingface_hub: pip install 'npnet-runtime[export]'"
@@ -61,4 +65,6 @@ def download(repository: str, filename: str, *, offline: bool = False) -> Path:
     except RepositoryNotFoundError as error:
         raise DownloadError(f"{where}: no such repository, or no access to it; {elsewhere}") from error
     except (OSError, ValueError) as error:
-        raise DownloadError(f"{where} cannot be downloaded ({error}); check the connection, {elsewhere}") from error
+        raise DownloadError(
+            f"{where} cannot be downloaded ({error}); check the connection, {elsewhere}"
+        ) from error

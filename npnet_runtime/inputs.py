@@ -34,7 +34,9 @@ def check_prompt_embeds(prompt_embeds: Tensor, batch: int, config: NPNetConfig, 
         InputError: no tensor of shape (P, tokens, width) with P dividing the batch, of a real floating
             dtype on the engine's device, or with a value that is not finite.
     """
-    _check(prompt_embeds, "prompt_embeds", ("batch", *config.text_shape), ("batch", "tokens", "width"), device)
+    _check(
+        prompt_embeds, "prompt_embeds", ("batch", *config.text_shape), ("batch", "tokens", "width"), device
+    )
     if batch % len(prompt_embeds):
         raise InputError(
             f"prompt_embeds: expected 1 prompt, {batch} prompts or a divisor of {batch} for {batch} noises, "

@@ -140,7 +140,11 @@ class Manifest:
             # A name must not lead out of the bundle.
             if Path(name).name != name:
                 raise BundleError(f"{file}: expected plain file names, given {name!r}")
-        if manifest.precision not in PRECISIONS or type(manifest.max_batch) is not int or manifest.max_batch < 1:
+        if (
+            manifest.precision not in PRECISIONS
+            or type(manifest.max_batch) is not int
+            or manifest.max_batch < 1
+        ):
             raise BundleError(
                 f"{file}: malformed (precision={manifest.precision!r}, max_batch={manifest.max_batch!r})"
             )

@@ -23,11 +23,11 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from npnet_kernels import SVD
 from npnet_kernels.affine.reference import text_affine_reference
 from npnet_kernels.reconstruction.reference import GROUP_NORM_EPS, combine_reference, spectral_reference
-from torch import Tensor, nn
-
 from npnet_runtime.config import NPNetConfig
 from npnet_runtime.swin import SwinTransformer
 
@@ -112,7 +112,9 @@ class PromptHalf(nn.Module):
         rows = nearest_index(config.latent_height, swin.image_size)
         columns = nearest_index(config.latent_width, swin.image_size)
         pixels = rows[:, None] * config.latent_width + columns[None, :]
-        patches = pixels.unfold(0, swin.patch_size, swin.patch_size).unfold(1, swin.patch_size, swin.patch_size)
+        patches = pixels.unfold(0, swin.patch_size, swin.patch_size).unfold(
+            1, swin.patch_size, swin.patch_size
+        )
         in_order = patches.flatten(2).flatten(0, 1)[self.swin.token_order]
         self.register_buffer("pixel_index", in_order.flatten(), persistent=False)
         column_index = nearest_index(swin.num_features, config.latent_width)
@@ -124,11 +126,12 @@ class PromptHalf(nn.Module):
         Returns:
             (B, N, embed_dim) in the dtype of the Swin weights, patches in `swin.token_order`.
         """
+        p = self.config.swin.patch_size
         rgb = self.to_rgb.weight.flatten(1)  # (3, C)
         weight = torch.einsum("erij,rc->ecij", self.patch_embed.weight, rgb).flatten(1)
-        bias = self.patch_embed.bias + torch.einsum("erij,r->e", self.patch_embed.weight, self.to_rgb.bias)
+        bias = self.patch_embed(self.to_rgb.bias[:, None, None].expand(-1, p, p)).flatten()  # type: ignore[index]
         pixels = image.flatten(2).index_select(2, self.pixel_index)
-        patches = pixels.unflatten(2, (-1, self.config.swin.patch_size**2)).transpose(1, 2).flatten(2)
+        patches = pixels.unflatten(2, (-1, p * p)).transpose(1, 2).flatten(2)
         return F.linear(patches, weight, bias).to(self.swin.dtype)
 
     def scale_shift(self, prompt_embeds: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 GROUPS = ("unet_svd", "unet_embedding", "embeeding", "alpha", "beta")
 
-_RULES = [
+_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"spectral_head\.u_mlp\.", "unet_svd.mlp1."),
     (r"spectral_head\.v_mlp\.", "unet_svd.mlp2."),
     (r"spectral_head\.s_linear\.", "unet_svd.mlp3.0."),

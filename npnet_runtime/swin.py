@@ -150,7 +150,9 @@ class PatchMerging(nn.Module):
         self.norm = LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         rows, columns = order_out // (side // 2), order_out % (side // 2)
-        neighbours = (2 * side * rows + 2 * columns)[:, None] + torch.tensor([0, side, 1, side + 1], device="cpu")
+        neighbours = (2 * side * rows + 2 * columns)[:, None] + torch.tensor(
+            [0, side, 1, side + 1], device="cpu"
+        )
         self.register_buffer("index", inverse(order_in)[neighbours].flatten(), persistent=False)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
@@ -174,28 +176,28 @@ class SwinTransformer(nn.Module):
         self.patch_norm = LayerNorm(config.embed_dim)
         self.merges = nn.ModuleList()  # merges[i] stands before stages[i + 1]
         self.stages = nn.ModuleList()
+        order = window_order(config.resolution(0), min(config.window_size, config.resolution(0)), 0)
+        self.register_buffer("token_order", order, persistent=False)
         for stage, depth in enumerate(config.depths):
             side = config.resolution(stage)
             window = min(config.window_size, side)
             first = window_order(side, window, 0)
-            if stage == 0:
-                self.register_buffer("token_order", first, persistent=False)
-            else:
+            if stage > 0:
                 self.merges.append(PatchMerging(config.dim(stage - 1), 2 * side, order, first))
-            order, blocks = first, nn.ModuleList()
+            order, blocks = first, []
             for index in range(depth):
                 # Every second block shifts by half a window; a single window has nothing to shift.
                 shift = window // 2 if index % 2 and side > window else 0
                 blocks.append(SwinBlock(config, stage, shift, order))
                 order = blocks[-1].order
-            self.stages.append(blocks)
+            self.stages.append(nn.Sequential(*blocks))
         self.norm = LayerNorm(config.num_features)
         self.register_buffer("row_major", inverse(order), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the matrix products, and so of the rows between the blocks."""
-        return self.stages[0][0].attn.qkv.weight.dtype
+        return next(module.weight.dtype for module in self.modules() if isinstance(module, nn.Linear))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """Features of embedded patches.
@@ -208,8 +210,5 @@ class SwinTransformer(nn.Module):
         """
         x_BNC = self.patch_norm(x_BNC)
         for index, blocks in enumerate(self.stages):
-            if index:
-                x_BNC = self.merges[index - 1](x_BNC)
-            for block in blocks:
-                x_BNC = block(x_BNC)
+            x_BNC = blocks(self.merges[index - 1](x_BNC) if index else x_BNC)
         return self.norm(x_BNC.index_select(1, self.row_major))

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, NPNet, NPNetConfig, checkpoint
 from npnet_runtime.models import MODELS
 from npnet_runtime.random_weights import random_state
-from safetensors.torch import load_file
 from support.networks import DATA, SMALL, parity_draw, parity_state
 from support.published_files import write_pth
-from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,9 @@ def small_settings(checkpoint_path: Path, output: Path, **changes: object) -> Ex
 
 
 @pytest.fixture(scope="session")
-def small_bundles(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EngineBundle]:
+def small_bundles(
+    small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, EngineBundle]:
     """Small engines of every kind, for batches up to 3."""
     folder = tmp_path_factory.mktemp("engines")
     return {
@@ -111,7 +114,7 @@ def small_bundle(request: pytest.FixtureRequest, small_bundles: dict[str, Engine
 
 
 @pytest.fixture
-def export_small(small_checkpoint: Path):  # noqa: ANN201
+def export_small(small_checkpoint: Path):
     """`small_settings` with the checkpoint filled in."""
 
     def settings(output: Path, **changes: object) -> ExportSettings:

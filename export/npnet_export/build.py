@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from npnet_export.engines import ENGINES, check_precision, float32_parts, in_precision
+from npnet_export.errors import ParityError
+from npnet_export.parity import compare
+from npnet_export.weights import WeightsRequest
 from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
 from npnet_runtime.backends.selection import installed_version
@@ -17,11 +22,6 @@ from npnet_runtime.config import NPNetConfig
 from npnet_runtime.golden import resolve_device
 from npnet_runtime.manifest import Manifest, ParityRow
 from npnet_runtime.network import NPNet
-
-from npnet_export.engines import ENGINES, check_precision, float32_parts, in_precision
-from npnet_export.errors import ParityError
-from npnet_export.parity import compare
-from npnet_export.weights import WeightsRequest
 
 SIGN_RULES = {"canonical": SIGN_RULE, "as-is": "as-is"}
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}

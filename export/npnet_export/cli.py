@@ -10,12 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from npnet_runtime import __version__
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.errors import NPNetError
-from npnet_runtime.models import MODELS, get_model
 from rich.console import Console
-from rich.table import Table
 
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
 from npnet_export.engines import ENGINES
@@ -23,6 +18,10 @@ from npnet_export.errors import ExportError
 from npnet_export.inspection import inspect
 from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
+from npnet_runtime import __version__
+from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.errors import NPNetError
+from npnet_runtime.models import MODELS, get_model
 
 EXAMPLES = """\
 examples:
@@ -67,7 +66,7 @@ def _export(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.list:
-        _list(Console())
+        _list()
         return 0
     settings = _settings(parser, options)
     if options.dry_run:
@@ -101,12 +100,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--weights", metavar="PATH_OR_HUB_ID", help="a checkpoint, or owner/repository[:file]; default: the model's"
+        "--weights",
+        metavar="PATH_OR_HUB_ID",
+        help="a checkpoint, or owner/repository[:file]; default: the model's",
     )
-    source.add_argument("--random-weights", metavar="SEED", type=_seed, help="make weights from a seed instead")
+    source.add_argument(
+        "--random-weights", metavar="SEED", type=_seed, help="make weights from a seed instead"
+    )
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help="default: %(default)s")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
-    parser.add_argument("--signs", choices=SIGN_RULES, default="canonical", help="of singular vectors; default: %(default)s")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--signs", choices=SIGN_RULES, default="canonical", help="of singular vectors; default: %(default)s"
+    )
     parser.add_argument("--max-batch", metavar="N", type=_positive, default=8, help="default: %(default)s")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: engines/<model>")
     parser.add_argument("--device", help="where the engine is checked; default: CUDA if there is any")
@@ -142,25 +149,28 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
 def _plan(settings: ExportSettings) -> str:
     return (
         f"would load {settings.weights.description}\n"
-        f"would build a {settings.engine} engine in {settings.precision} for batches up to {settings.max_batch}, "
+        f"would build a {settings.engine} engine in {settings.precision}, batches up to {settings.max_batch}, "
         f"singular vector signs {SIGN_RULES[settings.signs]}\n"
         f"would compare it with float32 PyTorch\n"
         f"would write about {settings.estimated_bytes() / 1e6:.0f} MB to {settings.output}"
     )
 
 
-def _list(console: Console) -> None:
-    models = Table("model", "noise", "prompt", "guidance", "weights", "pipeline", title="models")
+def _list() -> None:
+    print("models:")
     for spec in MODELS.values():
-        shapes = (" x ".join(map(str, shape)) for shape in (spec.config.latent_shape, spec.config.text_shape))
-        models.add_row(
-            spec.name, *shapes, str(spec.guidance_scale), f"{spec.repository}:{spec.filename}", spec.pipeline_class
+        noise, prompt = (
+            "x".join(map(str, shape)) for shape in (spec.config.latent_shape, spec.config.text_shape)
         )
-    console.print(models)
-    engines = Table("engine", "precisions", "description", title="engines")
+        print(
+            f"  {spec.name}\n"
+            f"      weights  {spec.repository}:{spec.filename}\n"
+            f"      for      {spec.base_model} ({spec.pipeline_class}), guidance {spec.guidance_scale}\n"
+            f"      noise    {noise}, prompt {prompt}"
+        )
+    print("engines:")
     for name, kind in ENGINES.items():
-        engines.add_row(name, ", ".join(kind.precisions), kind.description)
-    console.print(engines)
+        print(f"  {name:<12} {kind.description} ({', '.join(kind.precisions)})")
 
 
 def _seed(text: str) -> int:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from npnet_runtime.backends.torch_backend import DTYPES, WEIGHTS
-from npnet_runtime.network import FLOAT32_PARTS, NPNet
 from safetensors.torch import save_file
 
 from npnet_export.errors import ExportError
+from npnet_runtime.backends.torch_backend import DTYPES, WEIGHTS
+from npnet_runtime.network import FLOAT32_PARTS, NPNet
 
 
 @dataclass(frozen=True)

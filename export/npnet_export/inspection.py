@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.errors import BundleError
 from rich.console import Console
 from rich.table import Table
+
+from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.errors import BundleError
 
 
 def inspect(bundle: EngineBundle, console: Console) -> bool:
@@ -26,11 +27,15 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
         "mixing": f"text {manifest.text_weight:.6g}, residual {manifest.residual_weight:.6g}",
         "weights": ", ".join(f"{key} {value}" for key, value in manifest.weights.items()),
         "needs": ", ".join(f"{name} {condition}" for name, condition in manifest.requires.items()),
-        "GPU": f"compute capability {manifest.compute_capability}" if manifest.compute_capability else "any or none",
+        "GPU": f"compute capability {manifest.compute_capability}"
+        if manifest.compute_capability
+        else "any or none",
         "built by": f"npnet-runtime {manifest.package_version}, "
         + ", ".join(f"{key} {value}" for key, value in manifest.built_with.items()),
     }
     table = Table(title=str(bundle.path), show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
     for key, value in facts.items():
         table.add_row(key, value)
     console.print(table)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from npnet_runtime.backends.onnxruntime_backend import PROMPT_HALF, SPECTRAL_HEAD
-from npnet_runtime.network import NPNet
 from torch import Tensor, nn
 
 from npnet_export.errors import ExportError
+from npnet_runtime.backends.onnxruntime_backend import PROMPT_HALF, SPECTRAL_HEAD
+from npnet_runtime.network import NPNet
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +38,11 @@ def write_graphs(network: NPNet, folder: Path) -> None:
         ExportError: onnx or onnxscript is missing, or a graph fails ONNX's own check.
     """
     config = network.config
-    (rows, columns), k, batch = config.matrix_shape, config.num_singular_values, 2  # export specialises 0 and 1
+    (rows, columns), k, batch = (
+        config.matrix_shape,
+        config.num_singular_values,
+        2,
+    )  # export specialises 0 and 1
     factors = {
         "u": torch.zeros(batch, rows, k),
         "s": torch.zeros(batch, k),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
+from npnet_kernels.linalg.choice import Solver
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.golden import SIGNS, GoldenNoise
 from npnet_runtime.manifest import ParityRow
 from npnet_runtime.network import NPNet
-from torch import Tensor
 
 # Largest error of golden noise against float32 PyTorch with the same factors, in units of the noise's
 # standard deviation. fp32: two orders of summation differ by 1e-5 over the 157,696-wide text sum.
@@ -52,10 +54,13 @@ def compare(
     rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, reference), tolerance)]
     # How much of golden noise is the choice of signs, and of the SVD routine: told, not judged.
     other = "as-is" if manifest.signs == SIGN_RULE else SIGN_RULE
-    for quantity, solver, signs in (
+    height, width = manifest.config.matrix_shape
+    another: Solver = "gram" if height == width else "torch"  # `gram` takes square matrices
+    variants: tuple[tuple[str, Solver, str], ...] = (
         (f"float32 network, signs {other}", "lapack", other),
-        ("float32 network, SVD by eigh", "gram", manifest.signs),
-    ):
+        (f"float32 network, SVD by {another}", another, manifest.signs),
+    )
+    for quantity, solver, signs in variants:
         changed = _reference(network, noise, prompt_embeds, solver, signs)
         rows.append(ParityRow(inputs, quantity, "max_abs", difference("max_abs", changed, reference), None))
     return tuple(rows)
@@ -72,7 +77,6 @@ def fresh_inputs(network: NPNet, samples: int) -> tuple[Tensor, Tensor]:
     return torch.stack(noises), torch.stack(prompts)
 
 
-def _reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: str, signs: str) -> Tensor:
+def _reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str) -> Tensor:
     with torch.inference_mode():
         return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))
-

@@ -55,7 +55,9 @@ class WeightsRequest:
             network = NPNet.from_state(config, random_state(config, self.random_seed))
             return network, {"source": "random", "random_seed": self.random_seed}
         read = checkpoint.read(self._fetch(), config)
-        source = self.source or f"{self.model.repository}:{self.model.filename}" if self.model else self.source
+        source = (
+            self.source or f"{self.model.repository}:{self.model.filename}" if self.model else self.source
+        )
         return read.network(), {"source": source, "form": read.form, "sha256": read.sha256}
 
     def _is_path(self) -> bool:

@@ -103,4 +103,3 @@ class OnnxRuntimeBackend:
             current.wait_stream(self._stream)
             for tensor in (*tensors.values(), *outputs.values()):
                 tensor.record_stream(self._stream)
-

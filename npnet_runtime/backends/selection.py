@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from npnet_kernels.backends import Backend as Kernels
 
+from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError
@@ -126,12 +126,16 @@ def satisfies(found: str, condition: str) -> bool:
     """Whether a version meets a condition of the form `>=1.2` or `==1.2.3`."""
     operator, wanted = condition[:2], condition[2:]
     found_parts, wanted_parts = _parts(found), _parts(wanted)
-    return found_parts >= wanted_parts if operator == ">=" else found_parts[: len(wanted_parts)] == wanted_parts
+    return (
+        found_parts >= wanted_parts if operator == ">=" else found_parts[: len(wanted_parts)] == wanted_parts
+    )
 
 
 def _parts(text: str) -> list[int]:
     # "2.13.0+cpu" -> [2, 13, 0]
-    return [int(digits.group()) for part in text.split("+")[0].split(".") if (digits := re.match(r"\d+", part))]
+    return [
+        int(digits.group()) for part in text.split("+")[0].split(".") if (digits := re.match(r"\d+", part))
+    ]
 
 
 def _obstacle(
@@ -146,7 +150,9 @@ def _obstacle(
         if found is None:
             return f"{package} is not installed: {_INSTALL.get(package, f'pip install {package}')}"
         if not satisfies(found, condition):
-            return f"the bundle needs {package} {condition}, {found} is installed; rebuild it or pip install -U"
+            return (
+                f"the bundle needs {package} {condition}, {found} is installed; rebuild it or pip install -U"
+            )
     if device.type == "cpu":
         if manifest.compute_capability is not None:
             return f"the bundle is bound to a GPU of compute capability {manifest.compute_capability}"
@@ -163,12 +169,12 @@ def _cuda_obstacle(name: str, manifest: Manifest, machine: Machine, device: torc
     capability = machine.compute_capability[index]
     if manifest.compute_capability not in (None, capability):
         return (
-            f"the bundle is bound to compute capability {manifest.compute_capability}, {device} has {capability}; "
-            f"rebuild it on this machine"
+            f"the bundle is bound to compute capability {manifest.compute_capability}, "
+            f"{device} has {capability}; rebuild it on this machine"
         )
     if name == "onnxruntime" and "CUDAExecutionProvider" not in machine.onnxruntime_providers:
         return (
-            f"this onnxruntime has no CUDA provider; pip uninstall onnxruntime, then {_INSTALL['onnxruntime']}; "
-            f"or run on the CPU with device='cpu'"
+            "this onnxruntime has no CUDA provider; pip uninstall onnxruntime, then "
+            "pip install 'npnet-runtime[gpu]'; or run on the CPU with device='cpu'"
         )
     return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from npnet_kernels import text_affine
-from npnet_kernels.backends import Backend as Kernels
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from npnet_kernels import text_affine
+from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
 from npnet_runtime.network import NPNet

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.bundle import check_target, write_bundle
 from npnet_runtime.errors import BackendError, BundleError
@@ -77,7 +78,11 @@ def test_file_damaged(copied: Path, damage: str) -> None:
         (lambda m: m.update(format="other"), BundleError, "expected the format"),
         (lambda m: m.pop("engine"), BundleError, r"missing fields \['engine'\]"),
         (lambda m: m.update(colour="red"), BundleError, r"unknown fields \['colour'\]"),
-        (lambda m: m.update(files={"../../etc/passwd": {"bytes": 1, "sha256": ""}}), BundleError, "plain file names"),
+        (
+            lambda m: m.update(files={"../../etc/passwd": {"bytes": 1, "sha256": ""}}),
+            BundleError,
+            "plain file names",
+        ),
         (lambda m: m.update(files={"a": {"size": 1}}), BundleError, "malformed"),
         (lambda m: m.update(files=[1]), BundleError, "malformed"),
         (lambda m: m.update(config={}), BundleError, "malformed"),
@@ -88,8 +93,16 @@ def test_file_damaged(copied: Path, damage: str) -> None:
         (lambda m: m.update(engine="tpu"), BackendError, "the bundle was built for tpu"),
         (lambda m: m.update(requires={"torch": ">=99.0"}), BackendError, "needs torch >=99.0"),
         (lambda m: m.update(requires={"torch": "==2.1.0"}), BackendError, "needs torch ==2.1.0"),
-        (lambda m: m.update(requires={"nothing-of-that-name": ">=1"}), BackendError, "pip install nothing-of"),
-        (lambda m: m.update(compute_capability="9.0"), BackendError, "bound to a GPU of compute capability 9.0"),
+        (
+            lambda m: m.update(requires={"nothing-of-that-name": ">=1"}),
+            BackendError,
+            "pip install nothing-of",
+        ),
+        (
+            lambda m: m.update(compute_capability="9.0"),
+            BackendError,
+            "bound to a GPU of compute capability 9.0",
+        ),
     ],
 )
 def test_manifest_changed(copied: Path, change: Callable, error: type[Exception], said: str) -> None:

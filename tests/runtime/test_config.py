@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from npnet_runtime import NPNetConfig
 from npnet_runtime.config import SwinConfig
 from npnet_runtime.errors import ConfigError

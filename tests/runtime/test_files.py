@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from npnet_runtime.files import atomic_directory, atomic_file
 
 

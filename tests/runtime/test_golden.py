@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import Tensor
+
 from npnet_kernels import SVD, latent_to_matrix, svd
 from npnet_runtime import EngineBundle, GoldenNoise, NPNet, PreparedNoise
 from npnet_runtime.errors import BackendError, InputError, NPNetError
 from support.networks import SMALL, noise_and_prompts
-from torch import Tensor
 
 
 @pytest.fixture
@@ -37,7 +38,11 @@ class TestFullSize:
 
     @pytest.mark.parametrize("engine", ["torch-fp32", "onnxruntime-fp32"])
     def test_fixture_with_its_factors(
-        self, engine: str, sdxl_bundles: dict[str, EngineBundle], fixture: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+        self,
+        engine: str,
+        sdxl_bundles: dict[str, EngineBundle],
+        fixture: dict[str, Tensor],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """All but the SVD, which is replaced by what the original found."""
         factors = SVD(fixture["U"], fixture["s"], fixture["Vh"])
@@ -81,7 +86,9 @@ class TestFullSize:
 class TestResults:
     def test_agrees_with_the_network(self, golden: GoldenNoise, small_network: NPNet) -> None:
         noise, prompts = noise_and_prompts(SMALL, 2)
-        torch.testing.assert_close(golden(noise, prompts), reference(small_network, noise, prompts), atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            golden(noise, prompts), reference(small_network, noise, prompts), atol=2e-5, rtol=0
+        )
 
     def test_prepared_noise_gives_the_same_bits(self, golden: GoldenNoise) -> None:
         noise, prompts = noise_and_prompts(SMALL, 2)
@@ -102,9 +109,13 @@ class TestResults:
         assert torch.equal(golden(noise, prompts), golden(noise, prompts))
 
     @pytest.mark.parametrize("batch", [1, 2, 3, 4, 7])
-    def test_batches_beyond_the_engines_maximum(self, golden: GoldenNoise, small_network: NPNet, batch: int) -> None:
+    def test_batches_beyond_the_engines_maximum(
+        self, golden: GoldenNoise, small_network: NPNet, batch: int
+    ) -> None:
         noise, prompts = noise_and_prompts(SMALL, batch)
-        torch.testing.assert_close(golden(noise, prompts), reference(small_network, noise, prompts), atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            golden(noise, prompts), reference(small_network, noise, prompts), atol=2e-5, rtol=0
+        )
 
     def test_one_prompt_for_all(self, golden: GoldenNoise) -> None:
         noise, prompts = noise_and_prompts(SMALL, 4)
@@ -120,7 +131,9 @@ class TestResults:
         ("dtype", "rounding"),
         [(torch.float16, 4e-3), (torch.bfloat16, 3e-2), (torch.float32, 2e-5), (torch.float64, 2e-5)],
     )
-    def test_dtypes(self, golden: GoldenNoise, small_network: NPNet, dtype: torch.dtype, rounding: float) -> None:
+    def test_dtypes(
+        self, golden: GoldenNoise, small_network: NPNet, dtype: torch.dtype, rounding: float
+    ) -> None:
         noise, prompts = noise_and_prompts(SMALL, 2)
         given = golden(noise.to(dtype), prompts.to(dtype))
         assert (given.dtype, given.shape) == (dtype, noise.shape)

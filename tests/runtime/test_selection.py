@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from npnet_runtime import EngineBundle
 from npnet_runtime.backends import Machine, select
 from npnet_runtime.backends.selection import satisfies
@@ -18,14 +19,18 @@ HOPPER = Machine(
 )
 
 
-def verdicts(bundle: EngineBundle, machine: Machine, device: torch.device, **changes: object) -> dict[str, str]:
+def verdicts(
+    bundle: EngineBundle, machine: Machine, device: torch.device, **changes: object
+) -> dict[str, str]:
     backend = str(changes.pop("backend", "auto"))
     manifest = replace(bundle.manifest, **changes)
     return {c.backend: "" if c.accepted else c.reason for c in select(manifest, machine, device, backend)}
 
 
 @pytest.mark.parametrize(("machine", "device"), [(PLAIN, CPU), (HOPPER, CPU), (HOPPER, CUDA)])
-def test_accepts_the_engine_of_the_bundle(small_bundle: EngineBundle, machine: Machine, device: torch.device) -> None:
+def test_accepts_the_engine_of_the_bundle(
+    small_bundle: EngineBundle, machine: Machine, device: torch.device
+) -> None:
     judged = verdicts(small_bundle, machine, device)
     own = small_bundle.manifest.engine
     assert judged.pop(own) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from npnet_runtime.config import SwinConfig
 from npnet_runtime.swin import SwinTransformer, inverse, shift_mask, window_order
 

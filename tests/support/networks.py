@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from npnet_runtime.config import NPNetConfig, SwinConfig
 from npnet_runtime.published import published_name
 from npnet_runtime.random_weights import scaled_state
-from torch import Tensor
 
 DATA = Path(__file__).parents[1] / "data"
 

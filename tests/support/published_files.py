@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from npnet_runtime.published import published_name
 from safetensors.torch import save_file
-from support.networks import DATA
 from torch import Tensor
+
+from npnet_runtime.published import published_name
+from support.networks import DATA
 
 
 def published_groups(state: dict[str, Tensor]) -> dict[str, Any]:
