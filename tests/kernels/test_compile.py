@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+
 from npnet_kernels.affine import launch as affine
 from npnet_kernels.backends import interpreting
 from npnet_kernels.linalg import jacobi_launch

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import npnet_kernels
-import npnet_kernels.operators
 import pytest
 import torch
+
+import npnet_kernels
+import npnet_kernels.operators
 from npnet_kernels import (
     BackendUnavailableError,
     KernelInputError,

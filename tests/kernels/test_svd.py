@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-import npnet_kernels
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import npnet_kernels
 from npnet_kernels import SVD, SVDInputError, canonical_signs, svd
 from npnet_kernels.linalg import jacobi
 from npnet_kernels.linalg.choice import Situation, choose

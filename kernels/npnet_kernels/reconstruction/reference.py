@@ -22,8 +22,8 @@ def combine_reference(
     noise_BCHW: Tensor,
     scale_shift_B2C: Tensor,
     residual_BCnW: Tensor,
-    text_weight: float,
-    residual_weight: float,
+    text_weight: float | Tensor,
+    residual_weight: float | Tensor,
 ) -> Tensor:
     """`S + a * (groupnorm(X) * (1 + scale) + shift) + beta * R` in float32, cast to the noise's dtype."""
     noise = noise_BCHW.float()

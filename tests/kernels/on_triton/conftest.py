@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from npnet_kernels.backends import interpreting
 
 HERE = Path(__file__).parent

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
 from npnet_kernels.linalg import jacobi_launch
 from npnet_kernels.linalg.jacobi import Schedule, jacobi_vectors_reference, schedule_for
 from npnet_kernels.linalg.jacobi_launch import Tiling, jacobi_vectors

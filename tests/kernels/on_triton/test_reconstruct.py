@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
 from npnet_kernels import combine, latent_to_matrix, reconstruct, spectral_correction
 from npnet_kernels.reconstruction.reference import combine_reference, spectral_reference
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
 from npnet_kernels import text_affine
 
 Draw = Callable[..., torch.Tensor]

@@ -1,0 +1,100 @@
+"""What every benchmark here shares: interleaved timing, statistics, the environment, results on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call took, over the rounds of a run."""
+
+    median: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, milliseconds: list[float]) -> Timing:
+        """Statistics of a list of times."""
+        ordered = sorted(milliseconds)
+
+        def percentile(share: float) -> float:
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+        return cls(statistics.median(ordered), percentile(0.90), percentile(0.99))
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warmup: int = 3
+) -> dict[str, Timing]:
+    """Time several calls side by side: one of each per round, so that a busy moment hits all alike.
+
+    Args:
+        calls: by name; each does the whole of what is timed.
+        rounds: timed calls of each.
+        device: synchronised before and after every call if it is a CUDA device.
+        warmup: untimed rounds before.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(warmup + rounds):
+        for name, call in calls.items():
+            synchronize(device)
+            start = time.perf_counter()
+            call()
+            synchronize(device)
+            if index >= warmup:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: Timing.of(values) for name, values in times.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, if it runs beside the host."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers of a run depend on."""
+    from npnet_export.build import environment as packages
+
+    found = {"date": time.strftime("%Y-%m-%d"), "cpu": _cpu(), "cores": os.cpu_count()}
+    found |= {"torch_threads": torch.get_num_threads(), "device": str(device), "commit": _commit()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["compute_capability"] = f"{properties.major}.{properties.minor}"
+        found["gpu_memory_gb"] = round(properties.total_memory / 1e9)
+    return found | packages()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write results, creating the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,153 @@
+"""From weights to a sealed bundle: load, build, check against float32 PyTorch, keep or refuse."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npnet_export.engines import ENGINES, check_precision, float32_parts, in_precision
+from npnet_export.errors import ParityError
+from npnet_export.parity import compare
+from npnet_export.weights import WeightsRequest
+from npnet_kernels import SIGN_RULE
+from npnet_runtime import __version__
+from npnet_runtime.backends.selection import installed_version
+from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
+from npnet_runtime.config import NPNetConfig
+from npnet_runtime.golden import resolve_device
+from npnet_runtime.manifest import Manifest, ParityRow
+from npnet_runtime.network import NPNet
+
+SIGN_RULES = {"canonical": SIGN_RULE, "as-is": "as-is"}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to export.
+
+    Args:
+        weights: where the weights come from.
+        output: folder of the bundle.
+        name: of the model, for the manifest.
+        engine: kind of engine, a key of `engines.ENGINES`.
+        precision: of the matrix products: `fp32`, `fp16` or `bf16`.
+        signs: of singular vectors: `canonical` or `as-is`.
+        max_batch: largest batch of one run.
+        device: where the engine is checked; None for CUDA if there is any.
+        force: replace a bundle that is there.
+    """
+
+    weights: WeightsRequest
+    output: Path
+    name: str
+    engine: str = "onnxruntime"
+    precision: str = "fp32"
+    signs: str = "canonical"
+    max_batch: int = 8
+    device: str | None = None
+    force: bool = False
+
+    def estimated_bytes(self) -> int:
+        """Size of the bundle to expect, from the number of weights."""
+        config = self.weights.model.config if self.weights.model else NPNetConfig()
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in NPNet(config).parameters())
+        return round(count * _BYTES[self.precision] * 1.02)
+
+
+def check(settings: ExportSettings) -> None:
+    """Everything that can be found wrong before the work starts.
+
+    Raises:
+        ExportError: the precision cannot be checked on the device.
+        BundleError: the output cannot be written.
+    """
+    check_precision(settings.engine, settings.precision, resolve_device(settings.device))
+    check_target(settings.output, force=settings.force, need_bytes=settings.estimated_bytes())
+
+
+def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text: None) -> EngineBundle:
+    """Build an engine bundle and check it.
+
+    Args:
+        settings: what to export.
+        stage: told what happens next.
+
+    Returns:
+        The bundle, in its final place.
+
+    Raises:
+        CheckpointError, DownloadError: no usable weights.
+        ExportError: the engine could not be built.
+        ParityError: it does not agree with the float32 network. Nothing is kept.
+        BundleError: the output cannot be written.
+    """
+    check(settings)
+    kind = ENGINES[settings.engine]
+    stage(f"loading weights: {settings.weights.description}")
+    network, weights = settings.weights.load()
+    with write_bundle(settings.output, force=settings.force) as (folder, seal):
+        stage(f"building the {settings.engine} engine in {settings.precision}")
+        kind.write(in_precision(network, settings.precision), folder)
+        manifest = _manifest(settings, network, weights)
+        device = resolve_device(settings.device)
+        stage(f"comparing with float32 PyTorch on {device}")
+        parity = compare(seal(manifest), network, device)
+        _require(parity)
+        bundle = seal(replace(manifest, parity=parity))
+        stage("writing the bundle")
+    size = sum(file.bytes for file in bundle.manifest.files.values())
+    stage(f"done: {settings.output}, {size / 1e6:.1f} MB")
+    return EngineBundle.open(settings.output)
+
+
+def _manifest(settings: ExportSettings, network: NPNet, weights: dict[str, Any]) -> Manifest:
+    return Manifest(
+        package_version=__version__,
+        model=settings.name,
+        config=network.config,
+        weights=weights,
+        engine=settings.engine,
+        precision=settings.precision,
+        float32_parts=float32_parts(settings.precision),
+        max_batch=settings.max_batch,
+        signs=SIGN_RULES[settings.signs],
+        text_weight=float(network.text_weight),
+        residual_weight=float(network.beta),
+        requires=ENGINES[settings.engine].requires,
+        compute_capability=None,
+        files={},
+        built_with=environment(),
+        parity=(),
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions of everything an export uses, the operating system and, if any, the GPU."""
+    packages = ("torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
+    found |= {name: version for name in packages if (version := installed_version(name))}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _require(parity: tuple[ParityRow, ...]) -> None:
+    # `not <=` rather than `>`: NaN must fail
+    failed = [row for row in parity if row.tolerance is not None and not row.value <= row.tolerance]
+    if failed:
+        lines = (
+            f"{row.quantity}: {row.statistic} {row.value:.3g}, tolerance {row.tolerance:g} ({row.inputs})"
+            for row in failed
+        )
+        raise ParityError(
+            "the engine does not agree with float32 PyTorch, and was not kept; try --precision fp32:\n  "
+            + "\n  ".join(lines)
+        )

@@ -1,0 +1,58 @@
+"""Printing what a bundle is, and whether its files are still those it was written with."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.errors import BundleError
+
+
+def inspect(bundle: EngineBundle, console: Console) -> bool:
+    """Print a bundle.
+
+    Returns:
+        Whether every file of it is as its manifest says.
+    """
+    manifest = bundle.manifest
+    config = manifest.config
+    facts = {
+        "model": manifest.model,
+        "engine": f"{manifest.engine}, {manifest.precision}",
+        "float32": ", ".join(manifest.float32_parts),
+        "noise": f"(1-{manifest.max_batch}, {', '.join(map(str, config.latent_shape))})",
+        "prompt": f"(batch, {config.text_tokens}, {config.text_dim})",
+        "signs": manifest.signs,
+        "mixing": f"text {manifest.text_weight:.6g}, residual {manifest.residual_weight:.6g}",
+        "weights": ", ".join(f"{key} {value}" for key, value in manifest.weights.items()),
+        "needs": ", ".join(f"{name} {condition}" for name, condition in manifest.requires.items()),
+        "GPU": f"compute capability {manifest.compute_capability}"
+        if manifest.compute_capability
+        else "any or none",
+        "built by": f"npnet-runtime {manifest.package_version}, "
+        + ", ".join(f"{key} {value}" for key, value in manifest.built_with.items()),
+    }
+    table = Table(title=str(bundle.path), show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
+    for key, value in facts.items():
+        table.add_row(key, value)
+    console.print(table)
+
+    parity = Table("inputs", "quantity", "statistic", "value", "tolerance", title="parity when built")
+    for row in manifest.parity:
+        allowed = "(informs)" if row.tolerance is None else f"{row.tolerance:g}"
+        parity.add_row(row.inputs, row.quantity, row.statistic, f"{row.value:.3g}", allowed)
+    console.print(parity)
+
+    files, intact = Table("file", "MB", "sha256", "state", title="files"), True
+    for name, entry in manifest.files.items():
+        try:
+            bundle.read(name)
+            state = "intact"
+        except BundleError as error:
+            state, intact = str(error), False
+        files.add_row(name, f"{entry.bytes / 1e6:.1f}", entry.sha256[:16] + "...", state)
+    console.print(files)
+    return intact

@@ -1,0 +1,121 @@
+"""The two ONNX graphs of an engine: traced, stripped of what differs from run to run, checked, saved."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from npnet_export.errors import ExportError
+from npnet_runtime.backends.onnxruntime_backend import PROMPT_HALF, SPECTRAL_HEAD
+from npnet_runtime.network import NPNet
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 21  # the first at which GroupNormalization is exported whole
+# Constants above this many elements stay as the recipe that makes them (a gather from a small table),
+# which every engine evaluates once when it loads. Folding them here would add 3 MB to each bundle.
+FOLD_LIMIT = 512
+
+
+def write_graphs(network: NPNet, folder: Path) -> None:
+    """Write `spectral_head.onnx` and `prompt_half.onnx`, with a dynamic batch.
+
+    All inputs and outputs are float32; the precision of the products is that of the network's weights.
+
+    Args:
+        network: in eval mode, on the CPU.
+        folder: where to.
+
+    Raises:
+        ExportError: onnx or onnxscript is missing, or a graph fails ONNX's own check.
+    """
+    config = network.config
+    (rows, columns), k, batch = (
+        config.matrix_shape,
+        config.num_singular_values,
+        2,
+    )  # export specialises 0 and 1
+    factors = {
+        "u": torch.zeros(batch, rows, k),
+        "s": torch.zeros(batch, k),
+        "vh": torch.zeros(batch, k, columns),
+    }
+    _write(network.spectral_head, factors, ["f"], folder / SPECTRAL_HEAD)
+    inputs = {
+        "noise": torch.zeros(batch, *config.latent_shape),
+        "prompt_embeds": torch.zeros(batch, *config.text_shape),
+    }
+    _write(network.prompt_half, inputs, ["scale_shift", "residual"], folder / PROMPT_HALF)
+
+
+def _write(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+    try:
+        import onnx
+        from onnxscript import optimizer
+    except ImportError as error:
+        raise ExportError(f"ONNX export needs {error.name}: pip install 'npnet-runtime[export]'") from error
+    batch = torch.export.Dim("batch")
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            kwargs=inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes={name: {0: batch} for name in inputs},
+            optimize=False,
+            verbose=False,
+        )
+        if program is None:
+            raise ExportError("torch.onnx.export returned no program")
+        model = optimizer.optimize(
+            program.model_proto, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
+        )
+    _strip(model)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{path.name} fails ONNX's check: {error}") from error
+    onnx.save(model, path)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop stack traces and names of Python objects: they hold this machine's paths."""
+    from npnet_runtime import __version__
+
+    model.producer_name, model.producer_version = "npnet-export", __version__
+    del model.metadata_props[:]
+    graph = model.graph
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    del graph.value_info[:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter says about packages that this network does not use."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def unrelated(record: logging.LogRecord) -> bool:
+        return "torchvision" not in record.getMessage()
+
+    logger.addFilter(unrelated)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message=".*will not be used")
+            yield
+    finally:
+        logger.removeFilter(unrelated)

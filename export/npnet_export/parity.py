@@ -1,0 +1,82 @@
+"""Does an engine agree with the float32 PyTorch network? Asked of every bundle before it is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
+from npnet_kernels.linalg.choice import Solver
+from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.golden import SIGNS, GoldenNoise
+from npnet_runtime.manifest import ParityRow
+from npnet_runtime.network import NPNet
+
+# Largest error of golden noise against float32 PyTorch with the same factors, in units of the noise's
+# standard deviation. fp32: two orders of summation differ by 1e-5 over the 157,696-wide text sum.
+# fp16 and bf16 round a value near 1 by 2^-11 and 2^-8; the products behind it add a few such roundings.
+TOLERANCES: dict[str, tuple[str, float]] = {
+    "fp32": ("max_abs", 5e-5),
+    "fp16": ("rms", 2e-3),
+    "bf16": ("rms", 1e-2),
+}
+SAMPLES = 4
+
+
+def difference(statistic: str, given: Tensor, expected: Tensor) -> float:
+    """`max_abs` or `rms` of a difference; NaN if either holds one."""
+    error = given.double() - expected.double()
+    return float(error.abs().max() if statistic == "max_abs" else error.square().mean().sqrt())
+
+
+def compare(
+    bundle: EngineBundle, network: NPNet, device: torch.device, samples: int = SAMPLES
+) -> tuple[ParityRow, ...]:
+    """Run the bundle through `GoldenNoise` and compare it with the network on fresh noises.
+
+    Args:
+        bundle: sealed; loaded as a user would load it.
+        network: float32 reference, on the CPU.
+        device: where the engine runs.
+        samples: noises, from the seeds 0, 1, ...
+
+    Returns:
+        One row for golden noise, which has a tolerance, and rows that only inform: what another rule for
+        the signs and another SVD routine would change.
+    """
+    manifest = bundle.manifest
+    noise, prompt_embeds = fresh_inputs(network, samples)
+    golden = GoldenNoise(bundle, device=device)
+    given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
+    reference = _reference(network, noise, prompt_embeds, "lapack", manifest.signs)
+    statistic, tolerance = TOLERANCES[manifest.precision]
+    inputs = f"{samples} noises, seeds 0-{samples - 1}"
+    rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, reference), tolerance)]
+    # How much of golden noise is the choice of signs, and of the SVD routine: told, not judged.
+    other = "as-is" if manifest.signs == SIGN_RULE else SIGN_RULE
+    height, width = manifest.config.matrix_shape
+    another: Solver = "gram" if height == width else "torch"  # `gram` takes square matrices
+    variants: tuple[tuple[str, Solver, str], ...] = (
+        (f"float32 network, signs {other}", "lapack", other),
+        (f"float32 network, SVD by {another}", another, manifest.signs),
+    )
+    for quantity, solver, signs in variants:
+        changed = _reference(network, noise, prompt_embeds, solver, signs)
+        rows.append(ParityRow(inputs, quantity, "max_abs", difference("max_abs", changed, reference), None))
+    return tuple(rows)
+
+
+def fresh_inputs(network: NPNet, samples: int) -> tuple[Tensor, Tensor]:
+    """Noise and prompt embeddings from the seeds 0, 1, ..., without touching the global generator."""
+    pairs = []
+    for seed in range(samples):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(network.config.latent_shape, generator=generator)
+        pairs.append((noise, torch.randn(network.config.text_shape, generator=generator)))
+    noises, prompts = zip(*pairs, strict=True)
+    return torch.stack(noises), torch.stack(prompts)
+
+
+def _reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str) -> Tensor:
+    with torch.inference_mode():
+        return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))

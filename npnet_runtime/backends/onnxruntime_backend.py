@@ -1,0 +1,105 @@
+"""The ONNX Runtime back end: the CPU or the CUDA provider, never one in place of the other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.errors import BackendError, BundleError
+
+SPECTRAL_HEAD, PROMPT_HALF = "spectral_head.onnx", "prompt_half.onnx"
+_FLOAT = 1  # onnx.TensorProto.FLOAT
+_QUIET = 3  # errors only: the session's warnings are about nodes it places by design
+
+
+class OnnxRuntimeBackend:
+    """Runs the two ONNX graphs with tensors bound in place.
+
+    On CUDA the sessions own one stream: it waits for the caller's current stream, and the caller's
+    waits for it, so no call blocks the host.
+
+    Args:
+        bundle: of the engine `onnxruntime`.
+        device: where to run.
+
+    Raises:
+        BundleError: a graph was changed, or ONNX Runtime cannot read it.
+        BackendError: the provider for the device did not load.
+    """
+
+    def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
+        import onnxruntime
+
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # One stream's work is in order only if one thread at a time adds to it.
+        self._lock = threading.Lock() if self._stream else nullcontext()
+        self._ort = onnxruntime
+        self._manifest = bundle.manifest
+        self._spectral_head = self._session(bundle, SPECTRAL_HEAD)
+        self._prompt_half = self._session(bundle, PROMPT_HALF)
+
+    def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
+        """See `Backend`."""
+        f = torch.empty_like(s)
+        self._run(self._spectral_head, {"u": u, "s": s, "vh": vh}, {"f": f})
+        return f
+
+    def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        config, batch = self._manifest.config, len(noise)
+        n = config.swin.feature_size
+        scale_shift = noise.new_empty(batch, 2 * config.latent_channels)
+        residual = noise.new_empty(batch, config.latent_channels, n, config.latent_width)
+        outputs = {"scale_shift": scale_shift, "residual": residual}
+        self._run(self._prompt_half, {"noise": noise, "prompt_embeds": prompt_embeds}, outputs)
+        return scale_shift, residual
+
+    def _session(self, bundle: EngineBundle, name: str) -> Any:
+        graph = bundle.read(name)
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
+        if self._stream is not None:
+            # A node that CUDA cannot run is an error here, not a silent copy to the host.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            cuda = {"device_id": self.device.index, "user_compute_stream": str(self._stream.cuda_stream)}
+            provider = ("CUDAExecutionProvider", cuda)
+        try:
+            session = self._ort.InferenceSession(graph, options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise BundleError(f"{bundle.path / name}: ONNX Runtime cannot load it: {error}") from error
+        wanted = provider if isinstance(provider, str) else provider[0]
+        if session.get_providers()[0] != wanted:
+            raise BackendError(
+                f"ONNX Runtime did not load {wanted} (it offers {', '.join(session.get_providers())}); "
+                f"check that the CUDA and cuDNN libraries match: pip install 'npnet-runtime[gpu]'"
+            )
+        return session
+
+    def _run(self, session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        binding = session.io_binding()
+        tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        index = self.device.index or 0
+        for bind, group in ((binding.bind_input, tensors), (binding.bind_output, outputs)):
+            for name, tensor in group.items():
+                bind(name, self.device.type, index, _FLOAT, tuple(tensor.shape), tensor.data_ptr())
+        with self._lock:
+            if self._stream is None:
+                session.run_with_iobinding(binding)
+                return
+            current = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(current)
+            run_options = self._ort.RunOptions()
+            run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            session.run_with_iobinding(binding, run_options)
+            current.wait_stream(self._stream)
+            for tensor in (*tensors.values(), *outputs.values()):
+                tensor.record_stream(self._stream)

@@ -1,0 +1,149 @@
+"""An engine bundle on disk: read its manifest, then its files, each checked before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from npnet_runtime.errors import BundleError
+from npnet_runtime.files import atomic_directory, sha256
+from npnet_runtime.manifest import FILENAME, BundleFile, Manifest
+
+
+@dataclass(frozen=True)
+class EngineBundle:
+    """A bundle whose manifest was read.
+
+    Args:
+        path: the folder.
+        manifest: of the bundle.
+        digest: sha256 of the manifest's text; names the engine.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> EngineBundle:
+        """Read the manifest of a bundle; no other file is touched.
+
+        Raises:
+            BundleError: no such folder, or its manifest is unreadable.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            found = "a file" if path.exists() else "nothing"
+            raise BundleError(
+                f"{path}: expected the folder of an engine bundle, found {found}; "
+                f"make one with: npnet-export --model sdxl --output {path}"
+            )
+        return cls(path, Manifest.read(path), sha256(path / FILENAME))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, after they were found to be those that the manifest names.
+
+        An engine is executable code, so what is checked is exactly what is then loaded.
+
+        Raises:
+            BundleError: the file is missing, unlisted, or was changed.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: the manifest lists no file {name!r}")
+        expected = self.manifest.files[name]
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{self.path / name}: cannot be read ({error}); {self._remedy()}") from error
+        digest = hashlib.sha256(content).hexdigest()
+        if len(content) != expected.bytes or digest != expected.sha256:
+            raise BundleError(
+                f"{self.path / name} is not the file the bundle was written with: expected "
+                f"{expected.bytes} bytes with sha256 {expected.sha256[:16]}..., "
+                f"given {len(content)} bytes with sha256 {digest[:16]}...; {self._remedy()}"
+            )
+        return content
+
+    def rebuild_command(self) -> str:
+        """The command that writes this bundle again."""
+        manifest = self.manifest
+        if "random_seed" in manifest.weights:
+            weights = f"--random-weights {manifest.weights['random_seed']}"
+        else:
+            weights = f"--weights {manifest.weights.get('source', 'PATH')}"
+        return (
+            f"npnet-export --model {manifest.model} {weights} --engine {manifest.engine} "
+            f"--precision {manifest.precision} --max-batch {manifest.max_batch} "
+            f"--output {self.path} --force"
+        )
+
+    def _remedy(self) -> str:
+        return f"write it again with: {self.rebuild_command()}"
+
+
+@contextmanager
+def write_bundle(
+    path: Path, *, force: bool = False
+) -> Iterator[tuple[Path, Callable[[Manifest], EngineBundle]]]:
+    """Write a bundle whole or not at all.
+
+    Yields a temporary folder for the engine's files, and `seal(manifest)`, which lists the files
+    found there in the manifest (whatever its `files` said), writes it, and returns the bundle under
+    its temporary path. On leaving the block without an error the folder takes its final name.
+
+    Args:
+        path: the folder to make.
+        force: replace a bundle that is there already. Anything but a bundle is never replaced.
+
+    Raises:
+        BundleError: `path` exists and may not be replaced, or cannot be written.
+    """
+    check_target(path, force=force)
+    try:
+        with atomic_directory(path, replace=force) as folder:
+            yield folder, lambda manifest: _seal(folder, manifest)
+    except FileExistsError as error:
+        raise BundleError(f"{path} appeared while the bundle was written; it was left as it is") from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot write the bundle ({error}); choose another --output") from error
+
+
+def check_target(path: Path, *, force: bool, need_bytes: int = 0) -> None:
+    """Whether a bundle can be written to `path`, asked before the work starts.
+
+    Args:
+        path: the folder to make.
+        force: whether a bundle that is there may be replaced.
+        need_bytes: free space that the bundle will take.
+
+    Raises:
+        BundleError: it cannot.
+    """
+    if path.exists():
+        if not path.is_dir() or (any(path.iterdir()) and not (path / FILENAME).is_file()):
+            raise BundleError(f"{path} exists and is no engine bundle; choose another --output")
+        if any(path.iterdir()) and not force:
+            raise BundleError(f"{path} holds a bundle already; pass --force to replace it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise BundleError(f"{path}: {parent} is a file; choose another --output")
+    free = shutil.disk_usage(parent).free
+    if free < need_bytes:
+        raise BundleError(
+            f"{path}: expected {need_bytes / 1e6:.0f} MB of free space, given {free / 1e6:.0f} MB; "
+            f"free some, or choose another --output"
+        )
+
+
+def _seal(folder: Path, manifest: Manifest) -> EngineBundle:
+    files = {
+        file.name: BundleFile(file.stat().st_size, sha256(file))
+        for file in sorted(folder.iterdir())
+        if file.name != FILENAME
+    }
+    (folder / FILENAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    return EngineBundle.open(folder)

@@ -1,0 +1,218 @@
+"""NPNet checkpoints: the three forms in the wild, and the one this project writes.
+
+========================  ==================================================================
+form                      layout
+========================  ==================================================================
+`pth`                     a dict of state dicts: `unet_svd`, `unet_embedding`, `embeeding`
+                          (so spelt), and the tensors `alpha` and `beta`
+`safetensors/embeeding`   the same keys, joined by dots
+`safetensors/text_embedding`  the same with `text_embedding.` for `embeeding.`
+`npnet-runtime`           safetensors with the names of `NPNet.state_dict`, and the
+                          configuration in the metadata
+========================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from npnet_runtime.config import NPNetConfig
+from npnet_runtime.errors import CheckpointError
+from npnet_runtime.files import atomic_file, sha256
+from npnet_runtime.models import MODELS
+from npnet_runtime.network import NPNet
+from npnet_runtime.published import GROUPS, is_unused, published_name
+
+FORMAT, FORMAT_VERSION = "npnet-runtime-checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights in this project's names, and where they came from.
+
+    Args:
+        state: float32 tensors by the names of `NPNet.state_dict`.
+        config: shapes of the network they fit.
+        form: one of the forms in the module's table.
+        sha256: of the file that was read.
+    """
+
+    state: dict[str, Tensor]
+    config: NPNetConfig
+    form: str
+    sha256: str
+
+    def network(self) -> NPNet:
+        """The network with these weights, in eval mode."""
+        return NPNet.from_state(self.config, self.state)
+
+
+def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
+    """Read a checkpoint of any form; nothing in it is executed.
+
+    Args:
+        path: the file.
+        config: the network it must fit. Published forms do not say theirs, so they need one;
+            the project's own form needs none, and is compared with it when given.
+
+    Raises:
+        CheckpointError: missing, unreadable, foreign, incomplete, or made for another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
+    tensors, metadata = _load_safetensors(path) if _is_safetensors(path) else _load_pth(path)
+    if FORMAT in metadata:
+        form, given = FORMAT, _own_config(path, metadata[FORMAT])
+        if config is not None and given != config:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another network:\n{_differences(config, given)}"
+            )
+        config, names = given, {name: name for name in _shapes(given)}
+    else:
+        if config is None:
+            raise CheckpointError(f"{path}: a published checkpoint does not say its shapes; name its model")
+        form, tensors = _published_form(path, tensors)
+        names = {name: published_name(name) for name in _shapes(config)}
+    shapes = {names[name]: shape for name, shape in _shapes(config).items()}
+    _check(path, tensors, shapes)
+    state = {own: tensors[name].detach().float().contiguous() for own, name in names.items()}
+    state["alpha"], state["beta"] = state["alpha"].reshape(()), state["beta"].reshape(())
+    return Checkpoint(state, config, form, sha256(path))
+
+
+def write(path: str | Path, state: Mapping[str, Tensor], config: NPNetConfig) -> None:
+    """Write the project's own form: safetensors with the configuration in the metadata.
+
+    Args:
+        path: where; written to a temporary name first, then renamed.
+        state: every tensor of `NPNet(config).state_dict()`.
+        config: shapes of the network.
+
+    Raises:
+        CheckpointError: the state does not fit the configuration, or the file cannot be written.
+    """
+    path = Path(path)
+    _check(path, state, _shapes(config))
+    # One entry: safetensors writes several in random order, and the same weights are to give the same file.
+    header = {"format_version": FORMAT_VERSION, "config": config.to_dict()}
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    try:
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    # By content, not by name: 8 bytes of header length, then JSON. A .pth is a zip or a pickle.
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:9] == b"{"
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged safetensors file ({error})") from error
+
+
+def _load_pth(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling foreign bytes may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: expected a checkpoint that holds tensors only (.pth or .safetensors), "
+            f"given a truncated, damaged or foreign file ({reason})"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: expected a dict of state dicts, given {type(content).__name__}")
+    tensors: dict[str, Tensor] = {}
+    for group, value in content.items():
+        items = value.items() if isinstance(value, Mapping) else [(None, value)]
+        for key, tensor in items:
+            if isinstance(tensor, Tensor):
+                tensors[f"{group}.{key}" if key is not None else str(group)] = tensor
+    return tensors, {}
+
+
+def _own_config(path: Path, text: str) -> NPNetConfig:
+    try:
+        header = json.loads(text)
+        version = header["format_version"]
+        config = NPNetConfig.from_dict(header["config"]) if version == FORMAT_VERSION else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable metadata ({error})") from error
+    if config is None:
+        raise CheckpointError(
+            f"{path}: expected checkpoint format version {FORMAT_VERSION}, given {version}: "
+            f"pip install -U npnet-runtime"
+        )
+    return config
+
+
+def _published_form(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    text = "text_embedding" if any(name.startswith("text_embedding.") for name in tensors) else "embeeding"
+    renamed = {name.replace("text_embedding.", "embeeding.", 1): value for name, value in tensors.items()}
+    groups = {name.partition(".")[0] for name in renamed}
+    if not groups & set(GROUPS):
+        raise CheckpointError(
+            f"{path} is no NPNet checkpoint: expected the groups {', '.join(GROUPS)}; "
+            f"given {', '.join(sorted(groups)[:8]) or 'no tensors'}"
+        )
+    form = f"safetensors/{text}" if _is_safetensors(path) else "pth"
+    return form, {name: value for name, value in renamed.items() if not is_unused(name)}
+
+
+def _shapes(config: NPNetConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in NPNet(config).state_dict().items()}
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    problems = [f"missing: {name} {list(shapes[name])}" for name in shapes if name not in tensors]
+    problems += [f"unexpected: {name} {list(tensors[name].shape)}" for name in tensors if name not in shapes]
+    for name in shapes.keys() & tensors.keys():
+        given, shape = tensors[name], shapes[name]
+        if tuple(given.shape) != shape and not (shape == () and given.numel() == 1):
+            problems.append(f"misshapen: {name}: expected {list(shape)}, given {list(given.shape)}")
+        elif not given.is_floating_point():
+            problems.append(f"not floating point: {name}: {given.dtype}")
+        elif not given.isfinite().all():
+            problems.append(f"not finite: {name}")
+    if problems:
+        shown = [*sorted(problems)[:10], *([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])]
+        hint = _model_hint(tensors)
+        raise CheckpointError("\n  ".join([f"{path} does not fit the network{hint}:", *shown]))
+
+
+def _model_hint(tensors: Mapping[str, Tensor]) -> str:
+    """The models whose text the checkpoint reads, when it has a text affine at all."""
+    for name, tensor in tensors.items():
+        if name.endswith(("embeeding.linear.weight", "text_affine.weight")) and tensor.ndim == 2:
+            width = tensor.shape[1]
+            fitting = [m.name for m in MODELS.values() if width == m.config.text_tokens * m.config.text_dim]
+            return f" (its text affine is that of --model {' or '.join(fitting)})" if fitting else ""
+    return ""
+
+
+def _differences(expected: NPNetConfig, given: NPNetConfig) -> str:
+    other = given.to_dict()
+    return "\n".join(
+        f"  {name}: expected {value}, given {other[name]}"
+        for name, value in expected.to_dict().items()
+        if value != other[name]
+    )

@@ -1,0 +1,76 @@
+"""The models that released NPNet weights exist for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from npnet_runtime.config import NPNetConfig
+from npnet_runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A text-to-image model and the NPNet weights trained for it.
+
+    Args:
+        name: what `npnet-export --model` takes.
+        config: shapes of its noise, text and network.
+        repository: Hugging Face hub repository of the NPNet weights.
+        filename: the checkpoint in that repository.
+        base_model: hub repository of the text-to-image model.
+        pipeline_class: its class in diffusers.
+        guidance_scale: classifier-free guidance the weights were trained and evaluated with.
+    """
+
+    name: str
+    config: NPNetConfig
+    repository: str
+    filename: str
+    base_model: str
+    pipeline_class: str
+    guidance_scale: float
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            name="sdxl",
+            config=NPNetConfig(),
+            repository="Klayand/GoldenNoiseModel",
+            filename="sdxl.pth",
+            base_model="stabilityai/stable-diffusion-xl-base-1.0",
+            pipeline_class="StableDiffusionXLPipeline",
+            guidance_scale=5.5,
+        ),
+        ModelSpec(
+            name="dreamshaper-xl-v2-turbo",
+            config=NPNetConfig(),
+            repository="Klayand/GoldenNoiseModel",
+            filename="dreamshaper.pth",
+            base_model="Lykon/dreamshaper-xl-v2-turbo",
+            pipeline_class="StableDiffusionXLPipeline",
+            guidance_scale=3.5,
+        ),
+        ModelSpec(
+            name="hunyuan-dit",
+            config=NPNetConfig(text_dim=1024),
+            repository="Klayand/GoldenNoiseModel",
+            filename="dit.pth",
+            base_model="Tencent-Hunyuan/HunyuanDiT-Diffusers",
+            pipeline_class="HunyuanDiTPipeline",
+            guidance_scale=5.0,
+        ),
+    )
+}
+
+
+def get_model(name: str) -> ModelSpec:
+    """The registered model of that name.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
+    return MODELS[name]

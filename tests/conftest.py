@@ -1,0 +1,129 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from npnet_export import ExportSettings, export
+from npnet_export.weights import WeightsRequest
+from npnet_runtime import EngineBundle, NPNet, NPNetConfig, checkpoint
+from npnet_runtime.models import MODELS
+from npnet_runtime.random_weights import random_state
+from support.networks import DATA, SMALL, parity_draw, parity_state
+from support.published_files import write_pth
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh buffers hold NaN, so that a value nobody wrote cannot pass for a result."""
+    for owner, name in ((torch, "empty_like"), (torch.Tensor, "new_empty")):
+        original = getattr(owner, name)
+
+        def poisoned(*args: object, _original: object = original, **kwargs: object) -> Tensor:
+            fresh = _original(*args, **kwargs)
+            return fresh.fill_(torch.nan) if fresh.is_floating_point() and not fresh.is_meta else fresh
+
+        monkeypatch.setattr(owner, name, poisoned)
+
+
+@pytest.fixture(scope="session")
+def fixture() -> dict[str, Tensor]:
+    """What the original implementation gave, and the inputs it was given."""
+    tensors = load_file(DATA / "npnet_sdxl_parity.safetensors")
+    tensors["noise"] = torch.from_numpy(parity_draw("sdxl.noise", (2, 4, 128, 128)))
+    tensors["prompt_embeds"] = torch.from_numpy(parity_draw("sdxl.prompt_embeds", (2, 77, 2048)))
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def sdxl_network() -> NPNet:
+    """The SDXL network with the fixture's weights."""
+    config = MODELS["sdxl"].config
+    return NPNet.from_state(config, parity_state(config))
+
+
+@pytest.fixture(scope="session")
+def sdxl_checkpoint(sdxl_network: NPNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture's weights as the authors would release them."""
+    return write_pth(tmp_path_factory.mktemp("weights") / "sdxl.pth", sdxl_network.state_dict())
+
+
+@pytest.fixture(scope="session")
+def sdxl_bundles(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EngineBundle]:
+    """Full-size engines of every kind, with the signs as the routine gives them."""
+    folder = tmp_path_factory.mktemp("engines")
+    weights = WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint))
+    return {
+        f"{engine}-{precision}": export(
+            ExportSettings(
+                weights, folder / f"{engine}-{precision}", "sdxl", engine, precision, "as-is", device="cpu"
+            )
+        )
+        for engine, precision in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16"))
+    }
+
+
+@pytest.fixture(scope="session")
+def small_state() -> dict[str, Tensor]:
+    """Weights of the small network."""
+    return random_state(SMALL, 0)
+
+
+@pytest.fixture(scope="session")
+def small_network(small_state: dict[str, Tensor]) -> NPNet:
+    """The small network."""
+    return NPNet.from_state(SMALL, small_state)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network's weights in the project's own form."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    checkpoint.write(path, small_state, SMALL)
+    return path
+
+
+def small_settings(checkpoint_path: Path, output: Path, **changes: object) -> ExportSettings:
+    """Settings to export the small network."""
+    weights = WeightsRequest(None, str(checkpoint_path))
+    options = {"name": "small", "engine": "torch", "max_batch": 3, "device": "cpu"} | changes
+    return ExportSettings(weights=weights, output=output, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def small_bundles(
+    small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, EngineBundle]:
+    """Small engines of every kind, for batches up to 3."""
+    folder = tmp_path_factory.mktemp("engines")
+    return {
+        engine: export(small_settings(small_checkpoint, folder / engine, engine=engine))
+        for engine in ("torch", "onnxruntime")
+    }
+
+
+@pytest.fixture(params=["torch", "onnxruntime"])
+def small_bundle(request: pytest.FixtureRequest, small_bundles: dict[str, EngineBundle]) -> EngineBundle:
+    """A small engine of each kind. Not to be written to: `copied_bundle` is."""
+    return small_bundles[request.param]
+
+
+@pytest.fixture
+def export_small(small_checkpoint: Path):
+    """`small_settings` with the checkpoint filled in."""
+
+    def settings(output: Path, **changes: object) -> ExportSettings:
+        return small_settings(small_checkpoint, output, **changes)
+
+    return settings
+
+
+@pytest.fixture
+def config() -> NPNetConfig:
+    """The small network's shapes."""
+    return SMALL

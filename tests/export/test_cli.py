@@ -1,0 +1,156 @@
+"""The command `npnet-export`, as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from npnet_export.cli import main
+from npnet_export.parity import TOLERANCES
+from npnet_runtime import EngineBundle, GoldenNoise
+from npnet_runtime.models import MODELS
+from support.networks import SMALL, noise_and_prompts
+
+
+@pytest.fixture
+def small(small_checkpoint: Path) -> list[str]:
+    return ["--weights", str(small_checkpoint), "--engine", "torch", "--device", "cpu"]
+
+
+def test_exports(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*small, "--output", str(tmp_path / "bundle"), "--max-batch", "2"]) == 0
+    golden = GoldenNoise(tmp_path / "bundle", device="cpu")
+    golden(*noise_and_prompts(SMALL, 3))
+    lines = capsys.readouterr().err.splitlines()
+    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines)
+    assert any("comparing with float32 PyTorch" in line for line in lines)
+    assert any("golden: max_abs" in line for line in lines)
+
+
+def test_default_output_is_named_after_the_weights(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*small, "--quiet"]) == 0
+    assert EngineBundle.open(tmp_path / "engines" / "small").manifest.model == "small"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("signs", ["canonical", "as-is"])
+def test_signs(small: list[str], tmp_path: Path, signs: str) -> None:
+    assert main([*small, "--output", str(tmp_path / "b"), "--signs", signs, "--quiet"]) == 0
+    assert EngineBundle.open(tmp_path / "b").manifest.signs.startswith(signs)
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    for name, spec in MODELS.items():
+        assert name in printed
+        assert f"{spec.repository}:{spec.filename}" in printed
+    assert "onnxruntime" in printed
+
+
+def test_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "sdxl", "--output", str(tmp_path / "sdxl"), "--dry-run", "--precision", "fp16"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "Klayand/GoldenNoiseModel:sdxl.pth" in printed
+    assert "about 61 MB" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_finds_what_would_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["--model", "sdxl", "--output", str(tmp_path / "file"), "--dry-run"]) == 1
+    assert "no engine bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, "--model is required"),
+        (["--model", "flux"], 1, "unknown model 'flux': expected one of sdxl"),
+        (["--model", "sdxl", "--weights", "a", "--random-weights", "0"], 2, "not allowed with"),
+        (["--model", "sdxl", "--random-weights", "-1"], 2, "seed of 0 or more"),
+        (["--model", "sdxl", "--max-batch", "0"], 2, "expected 1 or more"),
+        (["--model", "sdxl", "--engine", "coffee"], 2, "invalid choice"),
+        (["--model", "sdxl", "--weights", "absent.pth", "--output", "{tmp}/x"], 1, "no such file"),
+        (["--model", "sdxl", "--device", "warp", "--output", "{tmp}/x"], 1, "warp"),
+        (["inspect", "{tmp}"], 1, "no engine bundle"),
+        (["inspect"], 2, "required: bundle"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    try:
+        code: int | str | None = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == status
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_status_tells_that_parity_failed(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TOLERANCES, "fp32", ("max_abs", -1.0))
+    assert main([*small, "--output", str(tmp_path / "bundle")]) == 1
+    assert "does not agree with float32 PyTorch, and was not kept" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect(small_bundle: EngineBundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(small_bundle.path)]) == 0
+    printed = capsys.readouterr().out
+    for text in ("canonical-v1", "intact", "max_abs", small_bundle.manifest.engine):
+        assert text in printed
+
+
+def test_inspect_tells_a_changed_file(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*small, "--output", str(tmp_path / "b"), "--quiet"]) == 0
+    file = tmp_path / "b" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    assert main(["inspect", str(tmp_path / "b")]) == 1
+    assert "is not the" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
+    """Stopped while it builds the full-size engine: a status of its own, and nothing left."""
+    command = [
+        sys.executable,
+        "-m",
+        "npnet_export",
+        "--model",
+        "sdxl",
+        "--random-weights",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "bundle")], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "building" in line:
+            break
+    time.sleep(1)
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert "interrupted; nothing was written" in rest
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from npnet_runtime.files import atomic_directory, atomic_file
+
+
+class Interrupted(BaseException):
+    """Stands for Ctrl-C."""
+
+
+def test_file_is_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "sub" / "file"
+    with pytest.raises(Interrupted), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise Interrupted
+    assert not list(target.parent.iterdir())
+    with atomic_file(target) as temporary:
+        temporary.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert os.listdir(target.parent) == ["file"]
+
+
+def test_file_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(Interrupted), atomic_file(target) as temporary:
+        temporary.write_text("new")
+        raise Interrupted
+    assert target.read_text() == "old"
+
+
+def test_directory_is_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with pytest.raises(Interrupted), atomic_directory(target) as temporary:
+        (temporary / "a").touch()
+        raise Interrupted
+    assert not list(tmp_path.iterdir())
+    with atomic_directory(target) as temporary:
+        (temporary / "a").touch()
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_directory_replaces_only_when_told(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    with atomic_directory(target) as temporary:  # an empty one may be there
+        (temporary / "old").touch()
+    with pytest.raises(FileExistsError), atomic_directory(target) as temporary:
+        (temporary / "new").touch()
+    assert os.listdir(target) == ["old"]
+    with pytest.raises(Interrupted), atomic_directory(target, replace=True) as temporary:
+        raise Interrupted
+    assert os.listdir(target) == ["old"]
+    with atomic_directory(target, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_directory_comes_back_when_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").touch()
+    rename, calls = Path.rename, []
+
+    def fail_second(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError("no")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with pytest.raises(OSError, match="no"), atomic_directory(target, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert os.listdir(target) == ["old"]
+    assert os.listdir(tmp_path) == ["bundle"]

@@ -1,0 +1,82 @@
+"""The choice of a back end is a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from npnet_runtime import EngineBundle
+from npnet_runtime.backends import Machine, select
+from npnet_runtime.backends.selection import satisfies
+from npnet_runtime.errors import BackendError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+PLAIN = Machine({"torch": "2.13.0+cpu", "onnxruntime": "1.32.0"}, (), ("CPUExecutionProvider",))
+HOPPER = Machine(
+    {"torch": "2.11.0", "onnxruntime": "1.31.0"}, ("9.0",), ("CUDAExecutionProvider", "CPUExecutionProvider")
+)
+
+
+def verdicts(
+    bundle: EngineBundle, machine: Machine, device: torch.device, **changes: object
+) -> dict[str, str]:
+    backend = str(changes.pop("backend", "auto"))
+    manifest = replace(bundle.manifest, **changes)
+    return {c.backend: "" if c.accepted else c.reason for c in select(manifest, machine, device, backend)}
+
+
+@pytest.mark.parametrize(("machine", "device"), [(PLAIN, CPU), (HOPPER, CPU), (HOPPER, CUDA)])
+def test_accepts_the_engine_of_the_bundle(
+    small_bundle: EngineBundle, machine: Machine, device: torch.device
+) -> None:
+    judged = verdicts(small_bundle, machine, device)
+    own = small_bundle.manifest.engine
+    assert judged.pop(own) == ""
+    assert all(f"built for {own}" in reason for reason in judged.values())
+
+
+def test_never_the_cpu_instead_of_cuda(small_bundles: dict[str, EngineBundle]) -> None:
+    machine = replace(HOPPER, onnxruntime_providers=("CPUExecutionProvider",))
+    reason = verdicts(small_bundles["onnxruntime"], machine, CUDA)["onnxruntime"]
+    assert "no CUDA provider" in reason
+    assert "device='cpu'" in reason
+
+
+def test_reasons(small_bundles: dict[str, EngineBundle]) -> None:
+    ours, torch_bundle = small_bundles["onnxruntime"], small_bundles["torch"]
+    bare = replace(PLAIN, versions={"torch": "2.13.0"})
+    assert "not installed: pip install 'npnet-runtime[cpu]'" in verdicts(ours, bare, CPU)["onnxruntime"]
+    old = replace(PLAIN, versions={"onnxruntime": "1.9.0"})
+    assert "needs onnxruntime >=1.22, 1.9.0 is installed" in verdicts(ours, old, CPU)["onnxruntime"]
+    assert "does not exist here" in verdicts(torch_bundle, PLAIN, CUDA)["torch"]
+    assert "does not exist here" in verdicts(torch_bundle, HOPPER, torch.device("cuda", 1))["torch"]
+    bound = verdicts(torch_bundle, HOPPER, CUDA, compute_capability="8.6")["torch"]
+    assert "bound to compute capability 8.6, cuda:0 has 9.0" in bound
+    assert verdicts(torch_bundle, HOPPER, CUDA, compute_capability="9.0")["torch"] == ""
+    assert "type cpu or cuda" in verdicts(torch_bundle, HOPPER, torch.device("mps"))["torch"]
+    asked = verdicts(torch_bundle, PLAIN, CPU, backend="onnxruntime")
+    assert "was asked for" in asked["torch"]
+    assert "built for torch" in asked["onnxruntime"]
+
+
+def test_unknown_backend(small_bundle: EngineBundle) -> None:
+    with pytest.raises(BackendError, match="expected auto, torch or onnxruntime; given 'tensorrt9'"):
+        select(small_bundle.manifest, PLAIN, CPU, "tensorrt9")
+
+
+@pytest.mark.parametrize(
+    ("found", "condition", "expected"),
+    [
+        ("2.13.0+cpu", ">=2.11", True),
+        ("2.9.1", ">=2.11", False),
+        ("2.11.0rc1", ">=2.11", True),
+        ("1.32.0", "==1.32.0", True),
+        ("1.32.1", "==1.32.0", False),
+        ("1.32.1", "==1.32", True),
+        ("2.11.0.dev20260101", ">=2.11", True),
+    ],
+)
+def test_version_conditions(found: str, condition: str, expected: bool) -> None:
+    assert satisfies(found, condition) is expected
