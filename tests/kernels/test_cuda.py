@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
 from npnet_kernels import (
     SVD,
     SVDInputError,
@@ -28,6 +29,7 @@ class Tolerance(NamedTuple):
 
 TOLERANCES = {
     "golden": Tolerance(1e-4, "the aim of the project, against a float64 SVD, with |f| = 0.8 s"),
+    "single": Tolerance(1e-3, "cuSOLVER in float32 throughout; LAPACK's sgesdd reaches 2e-4 here"),
     "replay": Tolerance(0.0, "a graph replays the same launches on the same inputs"),
 }
 
@@ -46,16 +48,14 @@ def test_correction(solver: str, tf32: bool, gaussian: Draw, monkeypatch: pytest
     u, vh = canonical_signs(u, vh)
     f = 0.8 * s * gaussian(16, 256, seed=5)
     ours = correction(svd(matrix.cuda(), solver=solver), f.cuda()).cpu()
-    limit = TOLERANCES["golden"].value * (
-        10 if solver == "torch" else 1
-    )  # float32 throughout: as LAPACK's sgesdd
+    limit = TOLERANCES["single" if solver == "torch" else "golden"].value
     assert (ours - correction(SVD(u, s, vh), f)).abs().amax() <= limit
 
 
 @pytest.mark.parametrize("solver", ["lapack", "gram", "jacobi"])
 def test_structured_matrices_are_solved_too(solver: str) -> None:
     matrix = torch.stack(
-        [torch.eye(32), torch.zeros(32, 32), torch.ones(32, 32), torch.randn(32, 32) * 1e-20]
+        [torch.eye(32), torch.zeros(32, 32), torch.ones(32, 32), torch.linspace(-1, 1, 32).diag() * 1e-20]
     ).cuda()
     u, s, vh = svd(matrix, solver=solver)
     error = (u * s.unsqueeze(-2)) @ vh - matrix
