@@ -22,8 +22,15 @@ from npnet_kernels.linalg.jacobi import Schedule
 from npnet_kernels.reconstruction import launch as reconstruction
 
 triton = pytest.importorskip("triton")
+rotation_kernels = pytest.importorskip("npnet_kernels.linalg.rotation_kernels")
 jacobi_kernels = pytest.importorskip("npnet_kernels.linalg.jacobi_kernels")
 pytestmark = pytest.mark.skipif(interpreting(), reason="the interpreter replaces the compiler")
+
+# Kernels launched without `launchable`, by module.
+DIRECT = {
+    jacobi_kernels: ("angles", "square", "polynomial", "multiply", "defect"),
+    rotation_kernels: ("weighted_defect", "rotations", "worst_entry"),
+}
 
 # Shared memory that one block can have, in KiB (CUDA C++ Programming Guide, "Technical Specifications per
 # Compute Capability": maximum amount of shared memory per thread block).
@@ -61,9 +68,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     for module in (reconstruction, affine):
         monkeypatch.setattr(module, "launchable", recorder)
-    for name in ("angles", "square", "polynomial", "multiply", "defect"):
-        kernel = getattr(jacobi_kernels, f"{name}_kernel")
-        monkeypatch.setattr(jacobi_kernels, f"{name}_kernel", recorder(kernel))
+    for module, names in DIRECT.items():
+        for name in names:
+            monkeypatch.setattr(module, f"{name}_kernel", recorder(getattr(module, f"{name}_kernel")))
     return recorder
 
 
@@ -165,6 +172,16 @@ def launch_jacobi(batch: int) -> None:
     jacobi_launch.jacobi_vectors(torch.zeros(batch, 256, 256), Schedule(step=1.0, coarse=1, fine=1))
 
 
+def launch_tail() -> None:
+    from npnet_kernels.linalg.rotation_launch import EntrywiseKernels
+
+    matrix, values = torch.zeros(2, 256, 256, dtype=torch.float64), torch.zeros(2, 256, dtype=torch.float64)
+    kernels = EntrywiseKernels()
+    kernels.weighted_defect(matrix, values)
+    kernels.rotations(matrix, matrix, matrix)
+    kernels.worst_entry(matrix, matrix, matrix, matrix, values)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "spectral fp16 batch 1": lambda: launch_spectral(torch.float16, 1),
     "spectral fp32 batch 16": lambda: launch_spectral(torch.float32, 16),
@@ -173,6 +190,7 @@ CASES: dict[str, Callable[[], None]] = {
     "combine fp16": lambda: launch_combine(torch.float16, 1),
     "affine fp32": lambda: launch_affine(torch.float32, 2),
     "affine fp16": lambda: launch_affine_half(torch.float16, 2),
+    "tail": launch_tail,
     "jacobi batch 1": lambda: launch_jacobi(1),
     "jacobi batch 16": lambda: launch_jacobi(16),
     "affine mixed": lambda: launch_affine(torch.bfloat16, 2),

@@ -1,6 +1,7 @@
 """The operators on the CPU: registration, export, choice of back-end, arguments, references."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -211,21 +212,20 @@ def test_backend_that_cannot_run() -> None:
         choose_backend("triton", device="cuda", has_triton=False)
 
 
+def run_python(code: str) -> None:
+    path = os.pathsep.join(filter(None, sys.path))
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
+
+
 def test_works_without_triton() -> None:
-    code = """
+    run_python("""
 import sys
 sys.modules["triton"] = None
 import torch, npnet_kernels as nk
 assert nk.svd(torch.randn(2, 32, 32)).s.shape == (2, 32)
 assert nk.text_affine(torch.randn(1, 2, 3), torch.randn(8, 6), torch.zeros(8)).shape == (1, 8)
-"""
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(filter(None, sys.path))}
-    )
+""")
 
 
 def test_import_is_light() -> None:
-    code = "import sys, npnet_kernels; sys.exit(bool({'triton', 'torch._dynamo'} & sys.modules.keys()))"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(filter(None, sys.path))}
-    )
+    run_python("import sys, npnet_kernels; sys.exit(bool({'triton', 'torch._dynamo'} & sys.modules.keys()))")

@@ -47,7 +47,7 @@ class Schedule:
     clean_every: int = 4
     coarse_threshold: float = 2e-4
     fine_threshold: float = 1e-6
-    converged: float = 2e-2
+    converged: float = 1e-3
 
 
 def schedule_for(n: int) -> Schedule:

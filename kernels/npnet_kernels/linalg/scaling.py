@@ -11,12 +11,13 @@ def normalise(matrix: Tensor) -> tuple[Tensor, Tensor]:
         matrix: `(..., R, C)` float32, on any device.
 
     Returns:
-        The scaled matrix in float64, largest magnitude in [1/2, 1), and the scale `(...)` in float64. The
+        The scaled matrix in float64, largest magnitude in [1/2, 1) unless near
+        the ends of the float32 range, and the scale `(...)` in float64. The
         scale of a zero matrix is 1; NaN and infinity pass through to be caught later.
     """
     wide = matrix.double()
     largest = wide.abs().amax((-2, -1))
     usable = torch.isfinite(largest) & (largest > 0)
-    exponent = torch.frexp(torch.where(usable, largest, 0.5)).exponent
+    exponent = torch.frexp(torch.where(usable, largest, 0.5)).exponent.clamp(-120, 120)  # `ldexp` is float32
     scale = torch.ldexp(torch.ones_like(largest), exponent)
     return wide / scale[..., None, None], scale

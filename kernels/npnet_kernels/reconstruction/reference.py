@@ -1,11 +1,14 @@
 """The reconstruction in plain PyTorch: what the kernels must compute, and what runs without Triton.
 
+Half precision is widened to float32; float64 inputs are computed in float64, which tests and benchmarks use.
+
 Shape legend: B batch, C = g * g channels, H x W latent, k = min(g H, g W), n rows of the compact residual.
 """
 
 from torch import Tensor
 from torch.nn import functional
 
+from npnet_kernels.precision import widen
 from npnet_kernels.reconstruction.grid import latent_to_matrix, matrix_to_latent
 
 GROUP_NORM_EPS = 1e-6
@@ -13,7 +16,7 @@ GROUP_NORM_EPS = 1e-6
 
 def spectral_reference(noise_BCHW: Tensor, u: Tensor, f_Bk: Tensor, vh: Tensor) -> Tensor:
     """`fold(M + (U * f) Vh)` in float32, `M` the grid of channels."""
-    corrected = latent_to_matrix(noise_BCHW.float()) + (u * f_Bk.unsqueeze(1)) @ vh
+    corrected = latent_to_matrix(widen(noise_BCHW)) + (u * f_Bk.unsqueeze(1)) @ vh
     return matrix_to_latent(corrected, noise_BCHW.shape[1])
 
 
@@ -26,8 +29,8 @@ def combine_reference(
     residual_weight: float | Tensor,
 ) -> Tensor:
     """`S + a * (groupnorm(X) * (1 + scale) + shift) + beta * R` in float32, cast to the noise's dtype."""
-    noise = noise_BCHW.float()
-    scale, shift = scale_shift_B2C.float()[..., None, None].chunk(2, dim=1)
+    noise = widen(noise_BCHW)
+    scale, shift = widen(scale_shift_B2C)[..., None, None].chunk(2, dim=1)
     text = functional.group_norm(noise, 1, eps=GROUP_NORM_EPS) * (1 + scale) + shift
-    residual = functional.interpolate(residual_BCnW.float(), size=noise.shape[-2:], mode="nearest")
+    residual = functional.interpolate(widen(residual_BCnW), size=noise.shape[-2:], mode="nearest")
     return (spectral_BCHW + text_weight * text + residual_weight * residual).to(noise_BCHW.dtype)
