@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from npnet_export.engines import ENGINES, check_precision, float32_parts, in_precision
 from npnet_export.errors import ParityError
 from npnet_export.parity import compare
+from npnet_export.request import Binding, BuilderOptions, BuildRequest
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
-from npnet_runtime.backends.selection import installed_version
+from npnet_runtime.backends.machine import installed_version
 from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
 from npnet_runtime.config import NPNetConfig
 from npnet_runtime.golden import resolve_device
@@ -41,6 +42,7 @@ class ExportSettings:
         max_batch: largest batch of one run.
         device: where the engine is checked; None for CUDA if there is any.
         force: replace a bundle that is there.
+        options: those that only some engines take.
     """
 
     weights: WeightsRequest
@@ -52,6 +54,7 @@ class ExportSettings:
     max_batch: int = 8
     device: str | None = None
     force: bool = False
+    options: BuilderOptions = field(default_factory=BuilderOptions)
 
     def estimated_bytes(self) -> int:
         """Size of the bundle to expect, from the number of weights."""
@@ -65,9 +68,10 @@ def check(settings: ExportSettings) -> None:
     """Everything that can be found wrong before the work starts.
 
     Raises:
-        ExportError: the precision cannot be checked on the device.
+        ExportError: the precision cannot be checked on the device, or the engine takes no such option.
         BundleError: the output cannot be written.
     """
+    settings.options.require_only(ENGINES[settings.engine].options, settings.engine)
     check_precision(settings.engine, settings.precision, resolve_device(settings.device))
     check_target(settings.output, force=settings.force, need_bytes=settings.estimated_bytes())
 
@@ -94,9 +98,17 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
     network, weights = settings.weights.load()
     with write_bundle(settings.output, force=settings.force) as (folder, seal):
         stage(f"building the {settings.engine} engine in {settings.precision}")
-        kind.write(in_precision(network, settings.precision), folder)
-        manifest = _manifest(settings, network, weights)
         device = resolve_device(settings.device)
+        request = BuildRequest(
+            in_precision(network, settings.precision),
+            folder,
+            settings.precision,
+            device,
+            settings.max_batch,
+            settings.options,
+            stage,
+        )
+        manifest = _manifest(settings, network, weights, kind.write(request))
         stage(f"comparing with float32 PyTorch on {device}")
         parity = compare(seal(manifest), network, device)
         _require(parity)
@@ -107,7 +119,9 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
     return EngineBundle.open(settings.output)
 
 
-def _manifest(settings: ExportSettings, network: NPNet, weights: dict[str, Any]) -> Manifest:
+def _manifest(
+    settings: ExportSettings, network: NPNet, weights: dict[str, Any], binding: Binding
+) -> Manifest:
     return Manifest(
         package_version=__version__,
         model=settings.name,
@@ -120,11 +134,12 @@ def _manifest(settings: ExportSettings, network: NPNet, weights: dict[str, Any])
         signs=SIGN_RULES[settings.signs],
         text_weight=float(network.text_weight),
         residual_weight=float(network.beta),
-        requires=ENGINES[settings.engine].requires,
-        compute_capability=None,
+        **asdict(binding),
+        build_options=settings.options.given(),
         files={},
         built_with=environment(),
         parity=(),
+        unverified=None,
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from npnet_export.errors import ExportError
+from npnet_export.request import Binding, BuildRequest
 from npnet_runtime.backends.torch_backend import DTYPES, WEIGHTS
 from npnet_runtime.network import FLOAT32_PARTS, NPNet
 
@@ -20,39 +20,43 @@ class EngineKind:
 
     Args:
         description: for `--list`.
+        write: writes the files, and says what they are bound to.
+        options: fields of `BuilderOptions` it takes.
         precisions: it can be built in.
-        requires: package -> version condition that a bundle of this kind puts on its machine.
-        write: writes its files; takes the network in the bundle's precision, and a folder.
     """
 
     description: str
-    precisions: tuple[str, ...]
-    requires: dict[str, str]
-    write: Callable[[NPNet, Path], None]
+    write: Callable[[BuildRequest], Binding]
+    options: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
 
 
-def _write_torch(network: NPNet, folder: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+def _write_torch(request: BuildRequest) -> Binding:
+    state = {name: tensor.contiguous() for name, tensor in request.network.state_dict().items()}
+    save_file(state, request.folder / WEIGHTS)
+    return Binding({"torch": ">=2.11"})
 
 
-def _write_onnxruntime(network: NPNet, folder: Path) -> None:
+def _write_onnxruntime(request: BuildRequest) -> Binding:
     from npnet_export.onnx_graphs import write_graphs
 
-    write_graphs(network, folder)
+    write_graphs(request.network, request.folder)
+    return Binding({"onnxruntime": ">=1.22"})
+
+
+def _write_aoti(request: BuildRequest) -> Binding:
+    from npnet_export.aoti import write_aoti
+
+    return write_aoti(request)
 
 
 ENGINES: dict[str, EngineKind] = {
     "onnxruntime": EngineKind(
-        "ONNX graphs in ONNX Runtime, CPU or CUDA; the fastest on a CPU",
-        ("fp32", "fp16", "bf16"),
-        {"onnxruntime": ">=1.22"},
-        _write_onnxruntime,
+        "ONNX graphs in ONNX Runtime, CPU or CUDA; the fastest on a CPU", _write_onnxruntime
     ),
-    "torch": EngineKind(
-        "PyTorch, CPU or CUDA; needs nothing but torch",
-        ("fp32", "fp16", "bf16"),
-        {"torch": ">=2.11"},
-        _write_torch,
+    "torch": EngineKind("PyTorch, CPU or CUDA; needs nothing but torch", _write_torch),
+    "aoti": EngineKind(
+        "machine code by AOTInductor, for the CPU or GPU it was built on; needs g++ to build", _write_aoti
     ),
 }
 

@@ -99,7 +99,7 @@ def test_file_damaged(copied: Path, damage: str) -> None:
             "pip install nothing-of",
         ),
         (
-            lambda m: m.update(compute_capability="9.0"),
+            lambda m: m.update(compute_capabilities=["9.0"]),
             BackendError,
             "bound to a GPU of compute capability 9.0",
         ),

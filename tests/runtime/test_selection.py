@@ -52,9 +52,9 @@ def test_reasons(small_bundles: dict[str, EngineBundle]) -> None:
     assert "needs onnxruntime >=1.22, 1.9.0 is installed" in verdicts(ours, old, CPU)["onnxruntime"]
     assert "does not exist here" in verdicts(torch_bundle, PLAIN, CUDA)["torch"]
     assert "does not exist here" in verdicts(torch_bundle, HOPPER, torch.device("cuda", 1))["torch"]
-    bound = verdicts(torch_bundle, HOPPER, CUDA, compute_capability="8.6")["torch"]
+    bound = verdicts(torch_bundle, HOPPER, CUDA, compute_capabilities=("8.6",))["torch"]
     assert "bound to compute capability 8.6, cuda:0 has 9.0" in bound
-    assert verdicts(torch_bundle, HOPPER, CUDA, compute_capability="9.0")["torch"] == ""
+    assert verdicts(torch_bundle, HOPPER, CUDA, compute_capabilities=("9.0",))["torch"] == ""
     assert "type cpu or cuda" in verdicts(torch_bundle, HOPPER, torch.device("mps"))["torch"]
     asked = verdicts(torch_bundle, PLAIN, CPU, backend="onnxruntime")
     assert "was asked for" in asked["torch"]
