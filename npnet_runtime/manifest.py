@@ -61,7 +61,7 @@ class Manifest:
         signs: the rule for the signs of singular vectors (`npnet_kernels.svd`).
         text_weight: 2 sigmoid(alpha) - 1.
         residual_weight: beta.
-        requires: package -> version condition (`>=1.2` or `==1.2.3`) on the machine that loads it.
+        requires: package -> version condition (`>=1.2`, `==1.2.3` or `~=1.2`) on the machine that loads it.
         device: `cpu` or `cuda` where the engine's code runs on that kind only, else None.
         compute_capabilities: of the GPUs the engine runs on: `8.9`, or `8.0+` for that and all later
             ones. Empty for any.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from npnet_export.engines import ENGINES, check_precision, float32_parts, in_precision
+from npnet_export.engines import ENGINES, check_engine, float32_parts, in_precision, unverifiable
 from npnet_export.errors import ParityError
 from npnet_export.parity import compare
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
@@ -43,6 +43,7 @@ class ExportSettings:
         device: where the engine is checked; None for CUDA if there is any.
         force: replace a bundle that is there.
         options: those that only some engines take.
+        verify: compare it with float32 PyTorch before it is kept; without, the manifest says it was not.
     """
 
     weights: WeightsRequest
@@ -55,6 +56,7 @@ class ExportSettings:
     device: str | None = None
     force: bool = False
     options: BuilderOptions = field(default_factory=BuilderOptions)
+    verify: bool = True
 
     def estimated_bytes(self) -> int:
         """Size of the bundle to expect, from the number of weights."""
@@ -68,11 +70,14 @@ def check(settings: ExportSettings) -> None:
     """Everything that can be found wrong before the work starts.
 
     Raises:
-        ExportError: the precision cannot be checked on the device, or the engine takes no such option.
+        ExportError: the engine takes no such option, or cannot be compared with PyTorch on the device.
+        BackendError: a module that builds the engine is missing.
         BundleError: the output cannot be written.
     """
-    settings.options.require_only(ENGINES[settings.engine].options, settings.engine)
-    check_precision(settings.engine, settings.precision, resolve_device(settings.device))
+    device = resolve_device(settings.device)
+    check_engine(
+        settings.engine, settings.precision, settings.options, settings.max_batch, device, settings.verify
+    )
     check_target(settings.output, force=settings.force, need_bytes=settings.estimated_bytes())
 
 
@@ -109,10 +114,17 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
             stage,
         )
         manifest = _manifest(settings, network, weights, kind.write(request))
-        stage(f"comparing with float32 PyTorch on {device}")
-        parity = compare(seal(manifest), network, device)
-        _require(parity)
-        bundle = seal(replace(manifest, parity=parity))
+        if settings.verify:
+            stage(f"comparing with float32 PyTorch on {device}")
+            parity = compare(seal(manifest), network, device)
+            _require(parity)
+            manifest = replace(manifest, parity=parity)
+        else:
+            reason = unverifiable(settings.engine, settings.precision, manifest.compute_capabilities, device)
+            unverified = f"--no-verify ({reason or 'left out on request'})"
+            stage(f"NOT compared with float32 PyTorch: {unverified}")
+            manifest = replace(manifest, unverified=unverified)
+        bundle = seal(manifest)
         stage("writing the bundle")
     size = sum(file.bytes for file in bundle.manifest.files.values())
     stage(f"done: {settings.output}, {size / 1e6:.1f} MB")
@@ -145,9 +157,10 @@ def _manifest(
 
 def environment() -> dict[str, Any]:
     """Versions of everything an export uses, the operating system and, if any, the GPU."""
-    packages = ("torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    packages = ("torch", "triton", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    engines = ("tensorrt", "tensorrt-rtx")
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    found |= {name: version for name in packages if (version := installed_version(name))}
+    found |= {name: version for name in (*packages, *engines) if (version := installed_version(name))}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = torch.version.cuda

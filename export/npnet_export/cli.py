@@ -14,8 +14,8 @@ from rich.console import Console
 
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
 from npnet_export.engines import ENGINES
-from npnet_export.errors import ExportError
 from npnet_export.inspection import inspect
+from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import __version__
@@ -117,13 +117,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-batch", metavar="N", type=_positive, default=8, help="default: %(default)s")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: engines/<model>")
     parser.add_argument("--device", help="where the engine is checked; default: CUDA if there is any")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="keep the engine without comparing it with float32 PyTorch"
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--list", action="store_true", help="list models and engines")
     parser.add_argument("--version", action="version", version=f"npnet-export {__version__}")
+    _add_builder_options(parser.add_argument_group("options of TensorRT and TensorRT for RTX"))
     return parser
+
+
+def _add_builder_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--opt-batch", metavar="N", type=_positive, help="batch to tune for; default: 1")
+    group.add_argument("--optimization-level", metavar="N", type=int, help="effort, 0 to 5; default: 3")
+    group.add_argument("--workspace-mb", metavar="MB", type=_positive, help="limit of scratch memory")
+    group.add_argument(
+        "--compute-capability",
+        metavar="X.Y",
+        action="append",
+        default=[],
+        help="GPU to build for, repeatable (tensorrt-rtx); default: 8.0, 8.6, 8.9 and 12.0",
+    )
+    group.add_argument(
+        "--hardware-compatibility",
+        choices=("same-compute-capability", "ampere-plus"),
+        help="other GPUs the engine may run on (tensorrt); default: only the model it was built on",
+    )
+    group.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="also run in later versions of the same major release (tensorrt)",
+    )
 
 
 def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ExportSettings:
@@ -131,8 +158,6 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         parser.error("--model is required (see --list), or --weights with a checkpoint that says its shapes")
     model = get_model(options.model) if options.model else None
     name = model.name if model else Path(options.weights).stem
-    if options.precision not in ENGINES[options.engine].precisions:
-        raise ExportError(f"--engine {options.engine} cannot be built in {options.precision}")
     return ExportSettings(
         weights=WeightsRequest(model, options.weights, options.random_weights, options.offline),
         output=options.output or Path("engines") / name,
@@ -143,6 +168,15 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         max_batch=options.max_batch,
         device=options.device,
         force=options.force,
+        options=BuilderOptions(
+            opt_batch=options.opt_batch,
+            optimization_level=options.optimization_level,
+            workspace_mb=options.workspace_mb,
+            compute_capability=tuple(options.compute_capability),
+            hardware_compatibility=options.hardware_compatibility,
+            version_compatible=options.version_compatible,
+        ),
+        verify=not options.no_verify,
     )
 
 
@@ -151,7 +185,7 @@ def _plan(settings: ExportSettings) -> str:
         f"would load {settings.weights.description}\n"
         f"would build a {settings.engine} engine in {settings.precision} for batches up to "
         f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}\n"
-        f"would compare it with float32 PyTorch\n"
+        f"would {'' if settings.verify else 'NOT '}compare it with float32 PyTorch\n"
         f"would write about {settings.estimated_bytes() / 1e6:.0f} MB to {settings.output}"
     )
 
@@ -168,9 +202,9 @@ def _list() -> None:
             f"      for      {spec.base_model} ({spec.pipeline_class}), guidance {spec.guidance_scale}\n"
             f"      noise    {noise}, prompt {prompt}"
         )
-    print("engines:")
+    print("engines, each in fp32, fp16 or bf16:")
     for name, kind in ENGINES.items():
-        print(f"  {name:<12} {kind.description} ({', '.join(kind.precisions)})")
+        print(f"  {name:<12} {kind.description}")
 
 
 def _seed(text: str) -> int:

@@ -44,7 +44,7 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
     for row in manifest.parity:
         allowed = "(informs)" if row.tolerance is None else f"{row.tolerance:g}"
         parity.add_row(row.inputs, row.quantity, row.statistic, f"{row.value:.3g}", allowed)
-    console.print(parity)
+    console.print(parity if manifest.unverified is None else f"parity: NOT checked: {manifest.unverified}")
 
     files, intact = Table("file", "MB", "sha256", "state", title="files"), True
     for name, entry in manifest.files.items():

@@ -14,9 +14,10 @@ from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError
 from npnet_runtime.manifest import Manifest
 
-BACKENDS = ("torch", "onnxruntime", "aoti")
+BACKENDS = ("torch", "onnxruntime", "aoti", "tensorrt", "tensorrt-rtx")
 _INSTALL = {
     "onnxruntime": "pip install 'npnet-runtime[cpu]', or 'npnet-runtime[gpu]' for CUDA",
+    "tensorrt-rtx": "pip install 'tensorrt-rtx-cu13{condition}'",
 }
 
 
@@ -89,18 +90,22 @@ def _start(name: str, bundle: EngineBundle, device: torch.device, kernels: Kerne
         from npnet_runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(bundle, device)
-    from npnet_runtime.backends.aoti_backend import AotiBackend
+    if name == "aoti":
+        from npnet_runtime.backends.aoti_backend import AotiBackend
 
-    return AotiBackend(bundle, device)
+        return AotiBackend(bundle, device)
+    from npnet_runtime.backends.tensorrt_backend import TensorRTBackend
+
+    return TensorRTBackend(bundle, device)
 
 
 def satisfies(found: str, condition: str) -> bool:
-    """Whether a version meets a condition of the form `>=1.2` or `==1.2.3`."""
+    """Whether a version meets a condition: `>=1.2`, `==1.2.3`, or `~=1.2` for that up to the next major."""
     operator, wanted = condition[:2], condition[2:]
     found_parts, wanted_parts = _parts(found), _parts(wanted)
-    return (
-        found_parts >= wanted_parts if operator == ">=" else found_parts[: len(wanted_parts)] == wanted_parts
-    )
+    if operator == "==":
+        return found_parts[: len(wanted_parts)] == wanted_parts
+    return found_parts >= wanted_parts and (operator == ">=" or found_parts[0] == wanted_parts[0])
 
 
 def runs_on(capability: str, compute_capabilities: tuple[str, ...]) -> bool:
@@ -127,7 +132,9 @@ def _obstacle(
         return f"the bundle was built for {manifest.engine}; build one with npnet-export --engine {name}"
     for package, condition in manifest.requires.items():
         found = machine.versions.get(package)
-        install = _INSTALL.get(package, f"pip install '{package}{condition}'")
+        install = _INSTALL.get(package, "pip install '{package}{condition}'").format(
+            package=package, condition=condition
+        )
         if found is None:
             return f"{package} is not installed: {install}"
         if not satisfies(found, condition):
