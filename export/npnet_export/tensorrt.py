@@ -149,7 +149,8 @@ def parse(trt: ModuleType, log: Any, builder: Any, name: str, graph: bytes) -> A
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
-        errors = "\n".join(f"  {parser.get_error(i).desc()}" for i in range(parser.num_errors))
+        found = (parser.get_error(index) for index in range(parser.num_errors))
+        errors = "\n".join(f"  {e.node_operator()} {e.node_name()}: {e.desc()}" for e in found)
         raise ExportError(f"{trt.__name__} cannot parse the graph of {name}:\n{errors or log.tail()}")
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     kinds = Counter(layer.type.name for layer in layers)

@@ -38,8 +38,8 @@ def new_log(trt: ModuleType) -> Any:
     """A logger for builder, parser and runtime, which remembers instead of printing.
 
     Returns:
-        A `trt.ILogger` with `lines`, every message at least as severe as INFO, and `tail()`, the last
-        warnings and errors as text.
+        A `trt.ILogger` with `lines`, every message at least as severe as INFO and the builder's list of
+        the engine's layers, and `tail()`, the last warnings and errors as text.
     """
 
     class Log(trt.ILogger):  # type: ignore[name-defined]
@@ -50,7 +50,8 @@ def new_log(trt: ModuleType) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             # Called from threads of the library; an exception here would end the process.
-            if severity <= trt.ILogger.Severity.INFO:
+            # The layers are what the engine inspector shows of a loaded engine; this needs no GPU.
+            if severity <= trt.ILogger.Severity.INFO or message.startswith("Layers:"):
                 self.lines.append(f"[{severity.name}] {message}")
             if severity <= trt.ILogger.Severity.WARNING:
                 self._severe.append(message)
