@@ -92,6 +92,8 @@ OPTIONAL = (
     "rich",
     "matplotlib",
     "tensorrt",
+    "tensorrt_rtx",
+    "torch._inductor",
 )
 LIGHT = """
 import sys, time

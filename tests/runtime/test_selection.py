@@ -77,6 +77,9 @@ def test_unknown_backend(small_bundle: EngineBundle) -> None:
         ("1.32.1", "==1.32.0", False),
         ("1.32.1", "==1.32", True),
         ("2.11.0.dev20260101", ">=2.11", True),
+        ("11.5.0", "~=11.4.0", True),
+        ("11.3.9", "~=11.4.0", False),
+        ("12.0.0", "~=11.4.0", False),
     ],
 )
 def test_version_conditions(found: str, condition: str, expected: bool) -> None:
