@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -89,6 +90,13 @@ def has_triton() -> bool:
 def interpreting() -> bool:
     """Whether Triton's interpreter was asked for."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def device_guard(x: Tensor) -> AbstractContextManager[object]:
+    """Make the GPU of `x` the current one, where Triton launches; nothing on a CPU or while tracing."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def launchable(kernel: Any) -> Any:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.affine.reference import text_affine_reference
-from npnet_kernels.backends import Backend, backend_for, needs_operator
+from npnet_kernels.backends import Backend, backend_for, device_guard, needs_operator
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 
@@ -37,7 +37,8 @@ def text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor, *, backend:
         return text_affine_reference(prompt_embeds, weight, bias)
     import npnet_kernels.affine.operators  # noqa: F401
 
-    return torch.ops.npnet.text_affine(prompt_embeds, weight, bias, chosen)
+    with device_guard(prompt_embeds):
+        return torch.ops.npnet.text_affine(prompt_embeds, weight, bias, chosen)
 
 
 def _check(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> None:

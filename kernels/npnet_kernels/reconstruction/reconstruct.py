@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from npnet_kernels.backends import Backend, backend_for, needs_operator
+from npnet_kernels.backends import Backend, backend_for, device_guard, needs_operator
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 from npnet_kernels.reconstruction.grid import grid_side
@@ -36,7 +36,8 @@ def spectral_correction(
     if not needs_operator(chosen):
         return spectral_reference(noise, u, f, vh)
     _register()
-    return torch.ops.npnet.spectral_correction(noise, u, f, vh, chosen)
+    with device_guard(noise):
+        return torch.ops.npnet.spectral_correction(noise, u, f, vh, chosen)
 
 
 def combine(
@@ -76,7 +77,8 @@ def combine(
     if not needs_operator(chosen):
         return combine_reference(*arguments)
     _register()
-    return torch.ops.npnet.combine(*arguments, chosen)
+    with device_guard(noise):
+        return torch.ops.npnet.combine(*arguments, chosen)
 
 
 def reconstruct(
@@ -103,7 +105,8 @@ def reconstruct(
     if not needs_operator(chosen):
         return combine_reference(spectral_reference(noise, u, f, vh), noise, *branches)
     _register()
-    return torch.ops.npnet.reconstruct(noise, u, f, vh, *branches, chosen)
+    with device_guard(noise):
+        return torch.ops.npnet.reconstruct(noise, u, f, vh, *branches, chosen)
 
 
 def _register() -> None:
