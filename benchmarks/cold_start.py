@@ -1,6 +1,6 @@
-"""Cold start and peak memory of one engine, in a process of its own: prints one JSON object.
+"""Cold start and peak memory of one contender, in a process of its own: prints one JSON object.
 
-Called by `latency.py`. Cold start is from opening the bundle to the first golden noise, after imports.
+Called by `latency.py`. Cold start is from opening the file to the first golden noise, after imports.
 """
 
 from __future__ import annotations
@@ -12,27 +12,33 @@ from pathlib import Path
 
 import torch
 
+from baseline import PublishedNPNet
 from harness import synchronize
-from npnet_runtime import EngineBundle, GoldenNoise
+from npnet_runtime import EngineBundle, GoldenNoise, checkpoint
 
 
-def main(folder: str, device_name: str, batch: int) -> None:
-    """Measure the bundle in `folder`."""
+def main(path: str, device_name: str, batch: int) -> None:
+    """Measure the bundle at `path`, or the published computation if it is a checkpoint."""
     device = torch.device(device_name)
-    config = EngineBundle.open(folder).manifest.config
-    noise = torch.zeros(batch, *config.latent_shape, device=device)
-    noise[..., ::2, :] = 1
-    prompts = torch.zeros(batch, *config.text_shape, device=device)
+    published = Path(path).is_file()
+    config = checkpoint.own_config(path) if published else EngineBundle.open(path).manifest.config
+    assert config is not None  # `latency.py` writes the project's own form
+    noise = torch.randn(batch, *config.latent_shape, device=device)
+    prompts = torch.randn(batch, *config.text_shape, device=device)
     before = _peak_mb()
     synchronize(device)
     start = time.perf_counter()
-    GoldenNoise(folder, device=device)(noise, prompts)
+    with torch.inference_mode():
+        if published:
+            PublishedNPNet(config, checkpoint.read(path).state).to(device)(noise, prompts)
+        else:
+            GoldenNoise(path, device=device)(noise, prompts)
     synchronize(device)
     seconds = time.perf_counter() - start
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 1e6
     else:
-        peak = _peak_mb() - before  # what the engine added to the process
+        peak = _peak_mb() - before  # what it added to the process
     print(json.dumps({"cold_start_s": seconds, "peak_mb": peak}))
 
 

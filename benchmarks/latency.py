@@ -32,7 +32,7 @@ from npnet_export.parity import TOLERANCES, difference, fresh_inputs
 from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import latent_to_matrix, svd
-from npnet_runtime import GoldenNoise, NPNetError
+from npnet_runtime import GoldenNoise, NPNetError, checkpoint
 from npnet_runtime.golden import SIGNS, resolve_device
 from npnet_runtime.models import MODELS, get_model
 
@@ -64,12 +64,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         network, description = weights.load()
         baseline = PublishedNPNet(network.config, network.state_dict()).to(device)
+        checkpoint.write(Path(folder) / "weights", network.state_dict(), network.config)
+        published_probe = _probe(Path(folder) / "weights", device, max(options.batch))
         contenders = list(_contenders(options, weights, device, Path(folder), stage))
         rows: list[dict[str, Any]] = []
         for batch in options.batch:
             stage(f"timing batch {batch}, {options.rounds} rounds")
             noise, prompts = (tensor.to(device) for tensor in fresh_inputs(network, batch))
             rows += _race(baseline, contenders, noise, prompts, options.rounds, device)
+        rows[0]["fresh_process"] = published_probe
     console = Console(width=140)
     _print(console, rows, contenders)
     result = {
@@ -134,12 +137,12 @@ def _contenders(
     return contenders
 
 
-def _probe(folder: Path, device: torch.device, batch: int) -> dict[str, float]:
+def _probe(path: Path, device: torch.device, batch: int) -> dict[str, float]:
     """Cold start and peak memory, which only a fresh process can tell."""
     command = [
         sys.executable,
         str(Path(__file__).with_name("cold_start.py")),
-        str(folder),
+        str(path),
         str(device),
         str(batch),
     ]

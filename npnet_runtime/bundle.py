@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from npnet_runtime.errors import BundleError
 from npnet_runtime.files import atomic_directory, sha256
 from npnet_runtime.manifest import FILENAME, BundleFile, Manifest
+from npnet_runtime.models import MODELS
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,18 @@ class EngineBundle:
     def rebuild_command(self) -> str:
         """The command that writes this bundle again."""
         manifest = self.manifest
-        if "random_seed" in manifest.weights:
-            weights = f"--random-weights {manifest.weights['random_seed']}"
-        else:
-            weights = f"--weights {manifest.weights.get('source', 'PATH')}"
-        return (
-            f"npnet-export --model {manifest.model} {weights} --engine {manifest.engine} "
-            f"--precision {manifest.precision} --max-batch {manifest.max_batch} "
-            f"--output {self.path} --force"
-        )
+        options = {
+            "--model": manifest.model if manifest.model in MODELS else None,
+            "--weights": manifest.weights.get("source") if "random_seed" not in manifest.weights else None,
+            "--random-weights": manifest.weights.get("random_seed"),
+            "--engine": manifest.engine,
+            "--precision": manifest.precision,
+            "--signs": "as-is" if manifest.signs == "as-is" else None,
+            "--max-batch": manifest.max_batch,
+            "--output": self.path,
+        }
+        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return shlex.join(["npnet-export", *words, "--force"])
 
     def _remedy(self) -> str:
         return f"write it again with: {self.rebuild_command()}"

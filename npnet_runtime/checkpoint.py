@@ -72,7 +72,7 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
     tensors, metadata = _load_safetensors(path) if _is_safetensors(path) else _load_pth(path)
     if FORMAT in metadata:
-        form, given = FORMAT, _own_config(path, metadata[FORMAT])
+        form, given = FORMAT, _parse_config(path, metadata[FORMAT])
         if config is not None and given != config:
             raise CheckpointError(
                 f"{path} is a checkpoint of another network:\n{_differences(config, given)}"
@@ -149,7 +149,24 @@ def _load_pth(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     return tensors, {}
 
 
-def _own_config(path: Path, text: str) -> NPNetConfig:
+def own_config(path: str | Path) -> NPNetConfig | None:
+    """Configuration in a checkpoint of the project's own form, without reading its tensors; else None.
+
+    Raises:
+        CheckpointError: a safetensors file that is damaged.
+    """
+    path = Path(path)
+    if not path.is_file() or not _is_safetensors(path):
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged safetensors file ({error})") from error
+    return _parse_config(path, metadata[FORMAT]) if FORMAT in metadata else None
+
+
+def _parse_config(path: Path, text: str) -> NPNetConfig:
     try:
         header = json.loads(text)
         version = header["format_version"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,8 +13,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from npnet_kernels import SIGN_RULE, combine, latent_to_matrix, spectral_correction, svd
+from npnet_kernels import (
+    SIGN_RULE,
+    KernelError,
+    choose_backend,
+    choose_solver,
+    combine,
+    latent_to_matrix,
+    spectral_correction,
+    svd,
+)
 from npnet_kernels.backends import Backend as Kernels
+from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError, InputError
@@ -77,6 +89,10 @@ class GoldenNoise:
             )
         self.device = resolve_device(device)
         self._kernels = kernels
+        try:
+            self._chosen_kernels = choose_backend(kernels, device=self.device.type, has_triton=has_triton())
+        except KernelError as error:
+            raise BackendError(f"kernels: {error}") from error
         # On a CPU the SVD keeps one core busy, the prompt half all: side by side they take 3/4 of the time.
         # `prepare` uses the same thread, and so gets the same bits.
         self._worker = ThreadPoolExecutor(thread_name_prefix="npnet") if self.device.type == "cpu" else None
@@ -106,15 +122,15 @@ class GoldenNoise:
             check_noise(noise, self.bundle.manifest.config, self.device)
             source = noise
         check_prompt_embeds(prompt_embeds, len(source), self.bundle.manifest.config, self.device)
-        spectral = noise.spectral if isinstance(noise, PreparedNoise) else self._start_spectral(noise)
+        spectral = noise if isinstance(noise, PreparedNoise) else self._start_spectral(source)
         # Made outside inference mode, so that callers may change it in place.
-        golden = torch.empty_like(source, memory_format=torch.contiguous_format)
-        with torch.inference_mode():
+        golden = torch.empty_like(source, memory_format=torch.contiguous_format, requires_grad=False)
+        with self._quiet():
             source = source.float().contiguous()
             repeats = len(source) // len(prompt_embeds)
             scale_shift, residual = self._prompt_half(source, prompt_embeds.repeat_interleave(repeats, dim=0))
             combined = combine(
-                spectral if isinstance(spectral, Tensor) else spectral.result(),
+                spectral.spectral if isinstance(spectral, PreparedNoise) else spectral(),
                 source,
                 scale_shift,
                 residual,
@@ -138,10 +154,9 @@ class GoldenNoise:
             InputError: as in a call.
         """
         check_noise(noise, self.bundle.manifest.config, self.device)
-        spectral = self._start_spectral(noise).result()
-        return PreparedNoise(
-            noise.clone(), spectral, self.bundle.digest
-        )  # the caller may go on to change theirs
+        spectral = self._start_spectral(noise)()
+        # a copy: the caller may go on to change theirs
+        return PreparedNoise(noise.detach().clone(), spectral, self.bundle.digest)
 
     def report(self) -> str:
         """What runs and why, and how well it agreed with the float32 network when it was built."""
@@ -150,6 +165,8 @@ class GoldenNoise:
             f"{self.bundle.path}: {manifest.model}, {manifest.engine} {manifest.precision}, "
             f"batches up to {manifest.max_batch}, singular vector signs {manifest.signs}",
             *(str(candidate) for candidate in self._candidates),
+            f"kernels: {self._chosen_kernels}",
+            str(choose_solver(torch.empty(1, *manifest.config.matrix_shape, device=self.device))),
             *(
                 f"parity when built: {row.quantity}: {row.statistic} {row.value:.2g}"
                 + (f" (tolerance {row.tolerance:g})" if row.tolerance is not None else "")
@@ -166,24 +183,32 @@ class GoldenNoise:
                 f"given noise prepared by another engine or on {prepared.noise.device}; prepare it again"
             )
 
-    def _start_spectral(self, noise: Tensor) -> Future[Tensor]:
-        """Begin the spectral half; beside whatever the caller does next, where that saves time."""
+    def _start_spectral(self, noise: Tensor) -> Callable[[], Tensor]:
+        """Begin the spectral half, beside what the caller does next; the result waits for it."""
         if self._worker is not None:
-            return self._worker.submit(self._spectral_half, noise)
-        future: Future[Tensor] = Future()
-        future.set_result(self._spectral_half(noise))
-        return future
+            return self._worker.submit(self._spectral_half, noise).result
+        spectral = self._spectral_half(noise)
+        return lambda: spectral
 
-    @torch.inference_mode()
     def _spectral_half(self, noise: Tensor) -> Tensor:
-        noise = noise.float()
-        factors = svd(latent_to_matrix(noise), signs=SIGNS[self.bundle.manifest.signs])
-        f = torch.cat([self._backend.spectral_head(*part) for part in self._chunks(*factors)])
-        return spectral_correction(noise, factors.u, f, factors.vh, backend=self._kernels)
+        with self._quiet():
+            noise = noise.float()
+            try:
+                factors = svd(latent_to_matrix(noise), signs=SIGNS[self.bundle.manifest.signs])
+            except KernelError as error:
+                raise InputError(f"noise: no singular value decomposition: {error}") from error
+            f = torch.cat([self._backend.spectral_head(*part) for part in self._chunks(*factors)])
+            return spectral_correction(noise, factors.u, f, factors.vh, backend=self._kernels)
 
     def _prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
         parts = [self._backend.prompt_half(*part) for part in self._chunks(noise, prompt_embeds.float())]
         return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """No gradients, and the precision of the bundle whatever the caller's autocast says."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _chunks(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         size = self.bundle.manifest.max_batch

@@ -90,7 +90,7 @@ class WindowAttention(nn.Module):
         """What is added to the scores: (1 or W, H, L, L) float32."""
         bias = self.relative_position_bias_table.index_select(0, self.relative_position_index)
         bias_HLL = bias.T.unflatten(-1, (self.window_tokens, self.window_tokens))
-        return bias_HLL[None] if self.mask is None else bias_HLL + self.mask * MASKED_SCORE
+        return bias_HLL[None] if self.mask is None else bias_HLL + self.mask.float() * MASKED_SCORE
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """Attend within each run of L rows of (B, N, C)."""

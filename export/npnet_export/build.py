@@ -55,7 +55,7 @@ class ExportSettings:
 
     def estimated_bytes(self) -> int:
         """Size of the bundle to expect, from the number of weights."""
-        config = self.weights.model.config if self.weights.model else NPNetConfig()
+        config = self.weights.config() or NPNetConfig()
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in NPNet(config).parameters())
         return round(count * _BYTES[self.precision] * 1.02)

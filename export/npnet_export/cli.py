@@ -149,8 +149,8 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
 def _plan(settings: ExportSettings) -> str:
     return (
         f"would load {settings.weights.description}\n"
-        f"would build a {settings.engine} engine in {settings.precision}, batches up to {settings.max_batch}, "
-        f"singular vector signs {SIGN_RULES[settings.signs]}\n"
+        f"would build a {settings.engine} engine in {settings.precision} for batches up to "
+        f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}\n"
         f"would compare it with float32 PyTorch\n"
         f"would write about {settings.estimated_bytes() / 1e6:.0f} MB to {settings.output}"
     )

@@ -49,16 +49,25 @@ class WeightsRequest:
             CheckpointError: the checkpoint is missing or does not fit.
             DownloadError: the hub does not have it, or cannot be reached.
         """
-        config = self.model.config if self.model else None
-        if self.random_seed is not None:
-            config = config or NPNetConfig()
+        config = self.config()
+        if self.random_seed is not None and config is not None:
             network = NPNet.from_state(config, random_state(config, self.random_seed))
             return network, {"source": "random", "random_seed": self.random_seed}
         read = checkpoint.read(self._fetch(), config)
-        source = (
-            self.source or f"{self.model.repository}:{self.model.filename}" if self.model else self.source
-        )
+        source = self.source
+        if source is None and self.model is not None:
+            source = f"{self.model.repository}:{self.model.filename}"
         return read.network(), {"source": source, "form": read.form, "sha256": read.sha256}
+
+    def config(self) -> NPNetConfig | None:
+        """Shapes of the network, where they are known before the weights are fetched.
+
+        Raises:
+            CheckpointError: a checkpoint of the project's own form that is damaged.
+        """
+        if self.model is not None:
+            return self.model.config
+        return checkpoint.own_config(str(self.source)) if self._is_path() else None
 
     def _is_path(self) -> bool:
         return self.source is not None and (Path(self.source).exists() or not looks_like_hub_id(self.source))

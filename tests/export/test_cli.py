@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def test_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Klayand/GoldenNoiseModel:sdxl.pth" in printed
     assert "about 61 MB" in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_knows_the_size_of_any_checkpoint(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*small, "--output", str(tmp_path / "b"), "--dry-run"]) == 0
+    assert "about 0 MB" in capsys.readouterr().out
+
+
+def test_rebuild_command_rebuilds(small: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "with space"
+    options = ["--max-batch", "2", "--signs", "as-is", "--precision", "bf16"]
+    assert main([*small, "--output", str(output), "--quiet", *options]) == 0
+    before = EngineBundle.open(output)
+    program, *arguments = shlex.split(before.rebuild_command())
+    assert program == "npnet-export"
+    assert main([*arguments, "--device", "cpu", "--quiet"]) == 0
+    assert EngineBundle.open(output) == before
 
 
 def test_dry_run_finds_what_would_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_one_byte_changed(copied: Path, position: float) -> None:
         content[int(position * (len(content) - 1))] ^= 1
         original = file.read_bytes()
         file.write_bytes(content)
-        with pytest.raises(BundleError, match=rf"{file.name} is not the file.*sha256.*npnet-export --model"):
+        with pytest.raises(BundleError, match=rf"{file.name} is not the file.*sha256.*--weights"):
             GoldenNoise(copied, device="cpu")
         file.write_bytes(original)
     GoldenNoise(copied, device="cpu")

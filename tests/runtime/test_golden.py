@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -72,6 +74,15 @@ class TestFullSize:
         with torch.inference_mode():
             exact = sdxl_network(noise, prompts, svd(latent_to_matrix(noise), signs="as-is"))
         assert 0 < (golden(noise, prompts) - exact).square().mean().sqrt() <= 2e-3
+
+    @pytest.mark.parametrize("engine", ["torch-fp32", "onnxruntime-fp32"])
+    def test_loads_within_two_seconds(self, engine: str, sdxl_bundles: dict[str, EngineBundle]) -> None:
+        def seconds() -> float:
+            start = time.perf_counter()
+            GoldenNoise(sdxl_bundles[engine].path, device="cpu")
+            return time.perf_counter() - start
+
+        assert min(seconds() for _ in range(3)) <= 2
 
     def test_sizes(self, sdxl_bundles: dict[str, EngineBundle]) -> None:
         megabytes = {
@@ -183,6 +194,31 @@ class TestManners:
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
 
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+    def test_the_callers_context_changes_nothing(self, golden: GoldenNoise, context: Callable) -> None:
+        noise, prompts = noise_and_prompts(SMALL, 2)
+        expected = golden(noise, prompts)
+        with context():
+            assert torch.equal(golden(noise, prompts), expected)
+            assert torch.equal(golden(golden.prepare(noise), prompts), expected)
+
+    def test_default_dtype_and_device_change_nothing(self, small_bundle: EngineBundle) -> None:
+        noise, prompts = noise_and_prompts(SMALL, 2)
+        expected = GoldenNoise(small_bundle, device="cpu")(noise, prompts)
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"):
+                given = GoldenNoise(small_bundle, device="cpu")(noise, prompts)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(given, expected)
+
+    def test_noise_that_requires_grad(self, golden: GoldenNoise) -> None:
+        noise, prompts = noise_and_prompts(SMALL, 2)
+        given = golden(noise.clone().requires_grad_(), prompts.clone().requires_grad_())
+        assert not given.requires_grad
+        assert torch.equal(given, golden(noise, prompts))
+
     def test_threads(self, golden: GoldenNoise) -> None:
         inputs = [noise_and_prompts(SMALL, 1 + seed % 3, seed) for seed in range(12)]
         expected = [golden(*pair) for pair in inputs]
@@ -217,6 +253,14 @@ class TestManners:
         assert "rejected" in report
         assert "parity when built: golden: max_abs" in report
         assert "canonical-v1" in report
+        assert "kernels: torch (" in report
+        assert "svd: lapack (" in report
+
+    def test_no_such_kernels(self, small_bundle: EngineBundle) -> None:
+        with pytest.raises(BackendError, match="auto, torch, triton; given 'coffee'"):
+            GoldenNoise(small_bundle, device="cpu", kernels="coffee")  # type: ignore[arg-type]
+        with pytest.raises(BackendError, match="compiled for CUDA|not installed"):
+            GoldenNoise(small_bundle, device="cpu", kernels="triton")
 
 
 def _settings() -> tuple[object, ...]:

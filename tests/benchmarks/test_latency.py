@@ -1,0 +1,85 @@
+"""The latency benchmark on small networks, and its refusal to praise a wrong result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import harness
+import latency
+from harness import Timing, interleave
+from npnet_runtime.models import MODELS
+from support.networks import SMALL
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(MODELS, "sdxl", replace(MODELS["sdxl"], config=SMALL))
+
+    def main(*arguments: str) -> tuple[int, dict, str]:
+        argv = ["latency.py", "--rounds", "3", "--device", "cpu", "--output", str(tmp_path), *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        status = latency.main()
+        return status, json.loads((tmp_path / "latency-sdxl-cpu.json").read_text()), capsys.readouterr().out
+
+    return main
+
+
+def test_all_engines(run, tmp_path: Path) -> None:
+    status, result, printed = run("--batch", "1", "2")
+    assert status == 0
+    assert [row["engine"] for row in result["rows"]][:3] == [
+        latency.BASELINE,
+        "onnxruntime fp32",
+        "torch fp32",
+    ]
+    assert len(result["rows"]) == 6
+    for row in result["rows"]:
+        assert row["parity"]["agrees"]
+        assert row["speed_up"].keys() == row["milliseconds"].keys() == set(latency.STAGES)
+        for timing in row["milliseconds"].values():
+            assert 0 < timing["median"] <= timing["p90"] <= timing["p99"]
+    engine = result["rows"][1]
+    assert engine["fresh_process"]["cold_start_s"] > 0
+    assert engine["fresh_process"]["peak_mb"] > 0
+    assert {"cpu", "cores", "torch", "commit"} <= result["environment"].keys()
+    assert (tmp_path / "latency-sdxl-cpu.png").read_bytes()[:4] == b"\x89PNG"
+    assert "agrees" in printed
+
+
+def test_no_ratio_without_parity(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = latency.PublishedNPNet.forward
+    monkeypatch.setattr(latency.PublishedNPNet, "forward", lambda *a, **k: original(*a, **k) + 0.01)
+    status, result, printed = run("--engine", "torch")
+    assert status == 1
+    row = result["rows"][1]
+    assert not row["parity"]["agrees"]
+    assert "speed_up" not in row
+    assert "DISAGREES" in printed
+    assert "no ratio" in printed
+
+
+def test_engines_that_cannot_run_are_listed(run) -> None:
+    status, result, printed = run("--engine", "torch", "--engine", "onnxruntime:bf16")
+    assert status == 0
+    assert "no bfloat16 products" in result["absent"]["onnxruntime bf16"]
+    assert "not measured: onnxruntime bf16" in printed
+
+
+def test_timing() -> None:
+    timing = Timing.of([float(value) for value in range(1, 101)])
+    assert (timing.median, timing.p90, timing.p99) == (50.5, 91.0, 100.0)
+
+
+def test_interleaves() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    timings = interleave(calls, 2, torch.device("cpu"), warmup=1)
+    assert "".join(order) == "ababab"
+    assert timings.keys() == {"a", "b"}
+    assert harness.environment(torch.device("cpu"))["device"] == "cpu"

@@ -1,0 +1,104 @@
+"""Everything that only a CUDA device can show: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from npnet_export import ExportSettings, export
+from npnet_export.parity import TOLERANCES, difference
+from npnet_export.weights import WeightsRequest
+from npnet_kernels import latent_to_matrix, svd
+from npnet_runtime import EngineBundle, GoldenNoise, NPNet, NPNetError
+from npnet_runtime.models import MODELS
+from support.networks import noise_and_prompts
+
+pytestmark = pytest.mark.gpu
+ENGINES = [(e, p) for e in ("torch", "onnxruntime") for p in ("fp32", "fp16", "bf16")]
+
+
+@pytest.fixture(scope="module")
+def bundles(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], object]:
+    """Full-size engines, each checked on the GPU by its own export; or the error that says why not."""
+    folder = tmp_path_factory.mktemp("gpu-engines")
+    weights = WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint))
+    made: dict[tuple[str, str], object] = {}
+    for engine, precision in ENGINES:
+        target = folder / f"{engine}-{precision}"
+        try:
+            made[engine, precision] = export(ExportSettings(weights, target, "sdxl", engine, precision))
+        except NPNetError as error:
+            made[engine, precision] = error
+    return made
+
+
+@pytest.fixture(params=ENGINES, ids=lambda pair: "-".join(pair))
+def bundle(request: pytest.FixtureRequest, bundles: dict) -> EngineBundle:
+    made = bundles[request.param]
+    if isinstance(made, NPNetError) and "no CUDA provider" in str(made):
+        pytest.skip(str(made))
+    if isinstance(made, NPNetError):
+        raise made
+    return made
+
+
+@pytest.fixture
+def golden(bundle: EngineBundle) -> GoldenNoise:
+    return GoldenNoise(bundle, device="cuda")
+
+
+@pytest.fixture
+def inputs(sdxl_network: NPNet) -> tuple[Tensor, Tensor]:
+    noise, prompts = noise_and_prompts(sdxl_network.config, 4, seed=5)
+    return noise.cuda(), prompts.cuda()
+
+
+def test_agrees_with_the_cpu(golden: GoldenNoise, sdxl_network: NPNet, inputs: tuple[Tensor, Tensor]) -> None:
+    noise, prompts = (tensor.cpu() for tensor in inputs)
+    exact = sdxl_network(noise, prompts, svd(latent_to_matrix(noise)))
+    statistic, tolerance = TOLERANCES[golden.bundle.manifest.precision]
+    assert difference(statistic, golden(*inputs).cpu(), exact) <= tolerance
+
+
+def test_fixture(golden: GoldenNoise, fixture: dict[str, Tensor]) -> None:
+    given = golden(fixture["noise"].cuda(), fixture["prompt_embeds"].cuda()).cpu()
+    # canonical signs here, LAPACK's in the fixture: they differ by up to 1.7e-3, and precision adds its own
+    allowed = {"fp32": 3e-3, "fp16": 2e-2, "bf16": 1e-1}[golden.bundle.manifest.precision]
+    torch.testing.assert_close(given, fixture["golden"], atol=allowed, rtol=0)
+
+
+def test_prepared_noise_gives_the_same_bits(golden: GoldenNoise, inputs: tuple[Tensor, Tensor]) -> None:
+    noise, prompts = inputs
+    assert torch.equal(golden(golden.prepare(noise), prompts), golden(noise, prompts))
+
+
+def test_kernels_agree_with_their_references(bundles: dict, inputs: tuple[Tensor, Tensor]) -> None:
+    ours, plain = (GoldenNoise(bundles["torch", "fp32"], kernels=kernels) for kernels in ("auto", "torch"))
+    torch.testing.assert_close(ours(*inputs), plain(*inputs), atol=5e-5, rtol=0)
+
+
+def test_works_on_the_callers_stream(golden: GoldenNoise, inputs: tuple[Tensor, Tensor]) -> None:
+    expected = golden(*inputs)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        # the inputs are written late on this stream: a result read from another stream would miss them
+        noise, prompts = (torch.zeros_like(tensor) for tensor in inputs)
+        torch.cuda._sleep(20_000_000)
+        noise.copy_(inputs[0])
+        prompts.copy_(inputs[1])
+        given = golden(noise, prompts)
+        copy = given.clone()
+    stream.synchronize()
+    assert torch.equal(copy, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs(golden: GoldenNoise, inputs: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+    noise, prompts = (tensor.to(dtype) for tensor in inputs)
+    given = golden(noise, prompts)
+    assert given.dtype == dtype
+    assert given.isfinite().all()

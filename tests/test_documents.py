@@ -1,0 +1,66 @@
+"""The README's command blocks and examples are run, in order, as a new user would.
+
+A block whose fence says `norun` needs a network or a GPU; its Python must compile all the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# What the suite stands on already, or is.
+NOT_REPEATED = ("pip install", "pytest", "git ", "python -m venv", "source ", "ruff ", "mypy")
+
+
+def blocks(document: Path) -> list[tuple[str, str, str]]:
+    return [(language, note.strip(), code) for language, note, code in FENCE.findall(document.read_text())]
+
+
+def commands(code: str) -> list[str]:
+    """Each command of a shell block, chains taken apart, without what is not repeated."""
+    lines = re.sub(r"\\\n\s*", " ", code).splitlines()
+    parts = [part.split("  #")[0].strip() for line in lines for part in line.split("&&")]
+    return [part for part in parts if part and not part.startswith(("#", *NOT_REPEATED))]
+
+
+def test_readme_has_both_commands() -> None:
+    first, second = [code for language, _, code in blocks(ROOT / "README.md") if language == "bash"][:2]
+    assert "npnet-export" in first
+    assert second.strip().endswith("pytest")
+
+
+def test_run_readme(tmp_path: Path) -> None:
+    """The blocks share a folder, as they would for a reader."""
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    environment_path = str(Path(sys.executable).parent)
+    for language, note, code in blocks(ROOT / "README.md"):
+        if note == "norun" or language not in ("bash", "python"):
+            continue
+        steps = [f"{c}" for c in commands(code)] if language == "bash" else [None]
+        for step in steps:
+            argv = ["bash", "-ec", f'PATH="{environment_path}:$PATH"; {step}']
+            if step is None:
+                argv = [sys.executable, "-c", code]
+            result = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, f"{step or code}\n{result.stdout}\n{result.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_examples_compile(document: Path) -> None:
+    for language, _, code in blocks(document):
+        if language == "python":
+            ast.parse(code)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target

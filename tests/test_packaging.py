@@ -1,0 +1,122 @@
+"""What the wheel contains, what it needs, and which package may import which."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "npnet_kernels": ROOT / "kernels",
+    "npnet_runtime": ROOT,
+    "npnet_export": ROOT / "export",
+    "npnet_training": ROOT / "training",
+}
+# Imports run one way: each may use what stands before it.
+MAY_IMPORT = {
+    "npnet_kernels": set(),
+    "npnet_runtime": {"npnet_kernels"},
+    "npnet_export": {"npnet_kernels", "npnet_runtime"},
+    "npnet_training": {"npnet_kernels", "npnet_runtime"},
+}
+EXISTING = [name for name, folder in PACKAGES.items() if (folder / name).is_dir()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in EXISTING:
+        relative = PACKAGES[name].relative_to(ROOT)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PACKAGES[name] / name, source / relative / name, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(source / "dist")]
+    subprocess.run([*command, str(source)], check=True, capture_output=True, text=True)
+    return zipfile.ZipFile(next((source / "dist").glob("*.whl")))
+
+
+def test_top_level_modules(wheel: zipfile.ZipFile) -> None:
+    """`kernels`, `export` and `training` belong to others."""
+    top = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == set(EXISTING)
+
+
+def test_holds_every_module(wheel: zipfile.ZipFile) -> None:
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = {
+        str(file.relative_to(PACKAGES[name]))
+        for name in EXISTING
+        for file in (PACKAGES[name] / name).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert packed == expected
+    assert {f"{name}/py.typed" for name in EXISTING} <= packed
+
+
+def test_metadata(wheel: zipfile.ZipFile) -> None:
+    folder = next(name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
+    metadata = Parser().parsestr(wheel.read(f"{folder}/METADATA").decode())
+    needed = [r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
+    assert sorted(r.partition(">")[0] for r in needed) == ["numpy", "safetensors", "torch"]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert f"{folder}/licenses/LICENSE" in wheel.namelist()
+    entry_points = wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "npnet-export = npnet_export.cli:main" in entry_points
+
+
+@pytest.mark.parametrize("name", EXISTING)
+def test_imports_run_one_way(name: str) -> None:
+    for file in (PACKAGES[name] / name).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            used = {module.partition(".")[0] for module in modules}
+            assert used & set(PACKAGES) <= MAY_IMPORT[name] | {name}, file
+            assert not used & {"kernels", "export", "training", "timm", "torchvision"}, file
+
+
+OPTIONAL = (
+    "triton",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "huggingface_hub",
+    "rich",
+    "matplotlib",
+    "tensorrt",
+)
+LIGHT = """
+import sys, time
+for name in {optional!r}:
+    sys.modules[name] = None  # an import of it raises ImportError
+import torch, numpy, safetensors.torch
+start = time.perf_counter()
+import npnet_runtime
+seconds = time.perf_counter() - start
+golden = npnet_runtime.GoldenNoise({bundle!r}, device="cpu")
+config = golden.bundle.manifest.config
+golden(torch.randn(1, *config.latent_shape), torch.randn(1, *config.text_shape))
+print(seconds)
+"""
+
+
+def test_core_needs_nothing_optional(small_bundles: dict) -> None:
+    script = LIGHT.format(optional=OPTIONAL, bundle=str(small_bundles["torch"].path))
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) <= 0.3
+
+
+def test_versions_agree() -> None:
+    import npnet_runtime
+
+    assert f'version = "{npnet_runtime.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {npnet_runtime.__version__}" in (ROOT / "CHANGELOG.md").read_text()
