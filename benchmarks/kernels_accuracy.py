@@ -2,9 +2,9 @@
 
     python benchmarks/kernels_accuracy.py --seeds 2000 --out benchmarks/results/kernels_accuracy.json
 
-Seed i draws one n x n matrix from `torch.Generator().manual_seed(i)`. The correction is `U diag(f) Vh` with f
-Gaussian of 0.8 s, as harsh as the parity fixture; trained weights are near 0.05 s. `gram` and `jacobi` are judged
-before rounding to float32, and only where certified: `svd` solves the others again.
+Seed i draws one n x n matrix from `torch.Generator().manual_seed(i)`. The correction is `U diag(f) Vh` with
+f Gaussian of 0.8 s, as harsh as the parity fixture; trained weights are near 0.05 s. `gram` and `jacobi` are
+judged before rounding to float32, and only where certified: `svd` solves the others again.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from harness import environment, write_json
 from torch import Tensor
 
+from harness import environment, write_json
 from npnet_kernels import svd
 from npnet_kernels.linalg.gram import gram_svd
 from npnet_kernels.linalg.jacobi import jacobi_svd

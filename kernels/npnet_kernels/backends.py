@@ -74,8 +74,7 @@ def backend_for(x: Tensor, requested: str) -> str:
 
 
 def needs_operator(backend: str) -> bool:
-    """Whether a call has to go through a registered operator: not where nothing is launched and nobody
-    traces.
+    """Whether a call has to go through a registered operator: not if nothing is launched and nobody traces.
 
     The CPU thus avoids the second that importing PyTorch's compiler takes, which `triton_op` needs.
     """

@@ -8,10 +8,6 @@ from npnet_kernels.backends import Backend, backend_for, device_guard, needs_ope
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 
-_BLOCK_B = (
-    16  # the smallest side of tl.dot; the same for every batch, so rows do not depend on their neighbours
-)
-_BLOCK_K = 256
 _MOST_OUTPUTS = 128
 
 
