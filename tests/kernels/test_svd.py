@@ -17,6 +17,8 @@ from npnet_kernels import SVD, SVDInputError, canonical_signs, svd
 from npnet_kernels.linalg import jacobi
 from npnet_kernels.linalg.choice import Situation, choose
 from npnet_kernels.linalg.jacobi import Schedule
+from npnet_kernels.linalg.refinement import TOLERANCE, refine
+from npnet_kernels.linalg.scaling import normalise
 from npnet_kernels.linalg.signs import reference_draws
 
 Draw = Callable[..., torch.Tensor]
@@ -304,6 +306,13 @@ def test_two_thousand_draws(solver: str, gaussian: Draw) -> None:
         if correction_error(gaussian(256, 256, seed=seed), solver, seed) > tolerance("correction")
     ]
     assert failed == []
+
+
+@pytest.mark.parametrize("seed", [*WORST_SEEDS, *range(5)])
+def test_jacobi_survives_tf32(seed: int, gaussian: Draw) -> None:
+    scaled, _ = normalise(gaussian(256, 256, seed=seed))
+    v = jacobi.jacobi_vectors_reference(scaled.float(), coarse_product=jacobi.tf32_product)
+    assert refine(scaled, v.double()).residual <= TOLERANCE
 
 
 def hopeless(n: int) -> Schedule:
