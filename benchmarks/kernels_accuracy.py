@@ -115,7 +115,8 @@ def main() -> None:
         results[name] = asdict(record) | {"milliseconds": round(median, 2)}
         print(
             f"{name:12} {record.certified}/{options.seeds} certified, "
-            f"worst vector {record.worst_vector:.1e}, worst correction {record.worst_correction:.1e}, median {median:.1f} ms"
+            f"worst vector {record.worst_vector:.1e}, worst correction {record.worst_correction:.1e}, "
+            f"median {median:.1f} ms"
         )
     if options.out:
         surroundings = environment(torch.device("cpu"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from npnet_kernels import combine, latent_to_matrix, reconstruct, spectral_correction
+from npnet_kernels.backends import Backend
 from npnet_kernels.reconstruction.reference import combine_reference, spectral_reference
 
 Draw = Callable[..., torch.Tensor]
@@ -78,17 +79,18 @@ def golden_double(i: Inputs) -> torch.Tensor:
 SHAPES = [(2, 4, 32, 32), (1, 4, 20, 36), (5, 1, 17, 7), (1, 16, 8, 8), (1, 9, 33, 11)]
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_against_double(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, gaussian: Draw
+    shape: tuple[int, ...], dtype: torch.dtype, backend: Backend, device: torch.device, gaussian: Draw
 ) -> None:
     inputs = make_inputs(gaussian, shape, dtype, device)
     exact = inputs.widened()
     limit = TOLERANCES[dtype].value
-    spectral = spectral_correction(*inputs[:4], backend="triton")
-    whole = reconstruct(*inputs, **WEIGHTS, backend="triton")
-    in_two = combine(spectral, inputs.noise, *inputs[4:], **WEIGHTS, backend="triton")
+    spectral = spectral_correction(*inputs[:4], backend=backend)
+    whole = reconstruct(*inputs, **WEIGHTS, backend=backend)
+    in_two = combine(spectral, inputs.noise, *inputs[4:], **WEIGHTS, backend=backend)
     assert spectral.dtype == torch.float32
     assert whole.dtype == in_two.dtype == dtype
     torch.testing.assert_close(spectral.cpu().double(), spectral_double(exact), rtol=0, atol=min(limit, 1e-3))
