@@ -31,11 +31,11 @@ class Tolerance(NamedTuple):
 
 TOLERANCES = {
     "orthogonality": Tolerance(
-        1e-5, "LAPACK's float32 bound grows like n * eps: 256 * 6e-8 = 1.5e-5, seen 4e-6"
+        1e-5, "LAPACK's float32 bound grows like n * eps: 256 * 6e-8 = 1.5e-5; seen 1.5e-6"
     ),
-    "reconstruction": Tolerance(1e-5, "relative to s_1, backward stability of every solver: seen 3e-6"),
+    "reconstruction": Tolerance(1e-5, "relative to s_1, backward stability of every solver; seen 4e-7"),
     "values": Tolerance(
-        1e-5, "Weyl: singular values move by no more than the backward error, relative to s_1"
+        1e-5, "Weyl: singular values move by no more than the backward error, relative to s_1; seen 1e-6"
     ),
     "correction": Tolerance(1e-4, "the aim for golden noise, with |f| = 0.8 s as in the parity fixture"),
 }

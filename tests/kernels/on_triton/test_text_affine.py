@@ -18,7 +18,8 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = Tolerance(
-    1e-6, "relative to sum |x w|: blocks of 256 terms in float32, each addition rounds at 6e-8"
+    1e-6,
+    "relative to sum |x w|: blocks of 256 terms in float32, each addition rounds at 6e-8; interpreted 9e-8",
 )
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 7, 96, 8), (3, 5, 123, 8), (17, 3, 171, 32), (33, 1, 1, 2), (2, 11, 301, 18)]
