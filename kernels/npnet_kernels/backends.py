@@ -98,6 +98,11 @@ def device_guard(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device)
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Keep the caller's autocast away from products that are float32 for a reason."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def launchable(kernel: Any) -> Any:
     """What to index with a grid: the kernel as `torch.export` can see it, or bare in the interpreter."""
     if interpreting():

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.affine.reference import text_affine_reference
-from npnet_kernels.backends import Backend, backend_for, device_guard, needs_operator
+from npnet_kernels.backends import Backend, backend_for, device_guard, full_precision, needs_operator
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 
@@ -30,7 +30,8 @@ def text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor, *, backend:
     _check(prompt_embeds, weight, bias)
     chosen = backend_for(prompt_embeds, backend)
     if not needs_operator(chosen):
-        return text_affine_reference(prompt_embeds, weight, bias)
+        with full_precision(prompt_embeds):
+            return text_affine_reference(prompt_embeds, weight, bias)
     import npnet_kernels.affine.operators  # noqa: F401
 
     with device_guard(prompt_embeds):

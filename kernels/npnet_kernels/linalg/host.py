@@ -26,7 +26,7 @@ def lapack_svd(matrix: Tensor) -> Factors:
     """
     if not matrix.is_cuda:
         return _narrow(library_svd(matrix.double()))
-    staged = torch.empty(matrix.shape, dtype=matrix.dtype, pin_memory=True)
+    staged = torch.empty(matrix.shape, dtype=matrix.dtype, device="cpu", pin_memory=True)
     staged.copy_(matrix, non_blocking=True)
     torch.cuda.current_stream(matrix.device).synchronize()
     u, s, vh = (x.contiguous().pin_memory() for x in _narrow(library_svd(staged.double())))

@@ -86,13 +86,14 @@ def jacobi_vectors_reference(
     `coarse_product` multiplies in the coarse phase; `tf32_product` shows what TF32 does to the iteration.
     """
     plan = schedule or schedule_for(matrix.shape[-1])
-    b, v = matrix, torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    b, v = matrix, eye
     for _ in range(plan.coarse):
         rotation = _angles(b, plan.coarse_threshold, coarse_product)
         b, v = _rotate(b, v, rotation, plan.step, coarse_product)
     for iteration in range(plan.fine):
         if iteration % plan.clean_every == 0:
-            v = v + v @ ((torch.eye(len(v), dtype=v.dtype) - v.mT @ v) / 2)
+            v = v + v @ ((eye - v.mT @ v) / 2)
             b = matrix @ v
         rotation = _angles(b, plan.fine_threshold)
         b, v = _rotate(b, v, rotation, plan.step)

@@ -46,7 +46,7 @@ class _Run:
         self.matrix, self.plan = matrix, plan
         self.tiling = choose_tiling(batch)
         self.side = -(-n // self.tiling.block)
-        eye = torch.eye(n, device=matrix.device).expand(matrix.shape)
+        eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device).expand(matrix.shape)
         self.stack = torch.stack((matrix, eye))
         self.spare = torch.empty_like(self.stack)
         self.k, self.q, self.p = (torch.empty_like(matrix) for _ in range(3))

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from npnet_kernels.backends import device_guard, has_triton
+from npnet_kernels.backends import device_guard, full_precision, has_triton
 from npnet_kernels.errors import SVDInputError
 from npnet_kernels.linalg.choice import Choice, Situation, Solver, choose
 from npnet_kernels.linalg.gram import gram_svd
@@ -90,7 +90,7 @@ def _svd(matrix: Tensor, solver: str) -> Factors:
     *lead, rows, columns = matrix.shape
     k = min(rows, columns)
     flat = matrix.reshape(-1, rows, columns)
-    with device_guard(matrix):
+    with device_guard(matrix), full_precision(matrix):
         u, s, vh = _dispatch(flat, solver)
     return (
         u.reshape(*lead, rows, k).contiguous(),
