@@ -193,6 +193,9 @@ def test_properties(n: int, seed: int, exponent: int, rank: int, solver: str) ->
     assert_is_svd_of(factors, matrix)
     r = torch.tensor(reference_draws(n), dtype=torch.float64)
     assert (factors.vh.double() @ r >= 0).all()
+    neighbour = torch.randn(n, n, generator=generator)
+    among_others = svd(torch.stack([neighbour, matrix]), solver=solver)
+    torch.testing.assert_close(SVD(*(x[1] for x in among_others)), factors, rtol=0, atol=0)
 
 
 def golden_correction(factors: SVD, f: torch.Tensor) -> torch.Tensor:
