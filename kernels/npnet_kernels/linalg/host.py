@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.errors import SVDConvergenceError
+from npnet_kernels.linalg.batching import one_by_one
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -25,11 +26,11 @@ def lapack_svd(matrix: Tensor) -> Factors:
         SVDConvergenceError: LAPACK reports that it did not converge.
     """
     if not matrix.is_cuda:
-        return _narrow(library_svd(matrix.double()))
+        return _double_svd(matrix)
     staged = torch.empty(matrix.shape, dtype=matrix.dtype, device="cpu", pin_memory=True)
     staged.copy_(matrix, non_blocking=True)
     torch.cuda.current_stream(matrix.device).synchronize()
-    u, s, vh = (x.contiguous().pin_memory() for x in _narrow(library_svd(staged.double())))
+    u, s, vh = (x.pin_memory() for x in _double_svd(staged))
     device = matrix.device
     return u.to(device, non_blocking=True), s.to(device, non_blocking=True), vh.to(device, non_blocking=True)
 
@@ -46,6 +47,6 @@ def library_svd(matrix: Tensor) -> Factors:
     return u, s, vh
 
 
-def _narrow(factors: Factors) -> Factors:
-    u, s, vh = factors
+def _double_svd(matrix: Tensor) -> Factors:
+    u, s, vh = one_by_one(library_svd, matrix.double())
     return u.float(), s.float(), vh.float()

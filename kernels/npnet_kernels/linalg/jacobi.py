@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from npnet_kernels.linalg.batching import one_by_one
 from npnet_kernels.linalg.refinement import Refined, refine
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -74,8 +75,11 @@ def jacobi_svd(matrix: Tensor) -> Refined:
         from npnet_kernels.linalg.jacobi_launch import jacobi_vectors
 
         return refine(matrix, jacobi_vectors(matrix.float()).double())
-    parts = [refine(single, jacobi_vectors_reference(single.float()).double()) for single in matrix]
-    return Refined(*(torch.stack(part) for part in zip(*parts, strict=True)))
+    return Refined(*one_by_one(_solve_reference, matrix))
+
+
+def _solve_reference(matrix: Tensor) -> Refined:
+    return refine(matrix, jacobi_vectors_reference(matrix.float()).double())
 
 
 def jacobi_vectors_reference(

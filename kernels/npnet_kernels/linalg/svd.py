@@ -32,7 +32,8 @@ def svd(matrix: Tensor, *, solver: Solver = "auto", signs: Signs = "canonical") 
     """Thin singular value decomposition of a batch of matrices, `matrix = u @ diag(s) @ vh`.
 
     Args:
-        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours.
+        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours; with
+            `"torch"` its last bits may.
         solver: `"auto"` lets `choose_solver` decide; `"lapack"` runs on the host; `"gram"` (batched `eigh`)
             and `"jacobi"` (matrix products, fit for CUDA graphs) take square matrices of side 16 to 512;
             `"torch"` is `torch.linalg.svd`.
