@@ -13,7 +13,7 @@ def lapack_svd(matrix: Tensor) -> Factors:
     """Thin SVD by LAPACK's divide and conquer (`dgesdd`) on the host, in double precision.
 
     Single precision (`sgesdd`) takes 6 ms instead of 11 for a 256 x 256 Gaussian matrix on one core, but
-    leaves the worst vectors wrong by up to 1e-3: enough for golden noise to differ from one LAPACK build to
+    leaves the worst vectors wrong by up to 5e-3: enough for golden noise to differ from one LAPACK build to
     the next.
 
     Args:
