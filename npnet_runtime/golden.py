@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ class GoldenNoise:
                 f"pip install -U npnet-runtime, or write it again with: {self.bundle.rebuild_command()}"
             )
         self.device = resolve_device(device)
+        self._backend_asked = backend
+        self._process = os.getpid()
         self._kernels = kernels
         try:
             self._chosen_kernels = choose_backend(kernels, device=self.device.type, has_triton=has_triton())
@@ -116,6 +119,7 @@ class GoldenNoise:
             InputError: a shape, dtype, device or value that the engine cannot take, or noise prepared
                 for another engine.
         """
+        self._check_process()
         if isinstance(noise, PreparedNoise):
             self._check_prepared(noise)
             source = noise.noise
@@ -140,6 +144,11 @@ class GoldenNoise:
                 backend=self._kernels,
             )
             golden.copy_(combined)
+            if not golden.isfinite().all():
+                raise InputError(
+                    f"golden noise is not finite in {golden.dtype}: expected noise of unit variance and "
+                    f"embeddings as the text encoder gives them, given values too large for the network"
+                )
         return golden
 
     def prepare(self, noise: Tensor) -> PreparedNoise:
@@ -154,6 +163,7 @@ class GoldenNoise:
         Raises:
             InputError: as in a call.
         """
+        self._check_process()
         check_noise(noise, self.bundle.manifest.config, self.device)
         spectral = self._start_spectral(noise)()
         # a copy: the caller may go on to change theirs
@@ -179,11 +189,35 @@ class GoldenNoise:
         return "\n".join(lines)
 
     def _check_prepared(self, prepared: PreparedNoise) -> None:
-        if prepared.engine != self.bundle.digest or prepared.noise.device != self.device:
+        if prepared.engine != self.bundle.digest:
             raise InputError(
-                f"noise: expected noise prepared by the engine {self.bundle.path} on {self.device}, "
-                f"given noise prepared by another engine or on {prepared.noise.device}; prepare it again"
+                f"noise: expected noise prepared by the engine {self.bundle.path}, given noise prepared by "
+                f"another engine; prepare it again with this one"
             )
+        if prepared.noise.device != self.device:
+            raise InputError(
+                f"noise: expected noise prepared on {self.device}, given noise prepared on "
+                f"{prepared.noise.device}; prepare it again with this engine"
+            )
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise BackendError(
+                "this GoldenNoise was made in another process, whose threads a fork does not copy; "
+                "make it after the fork, or start processes with the method 'spawn'"
+            )
+
+    def __repr__(self) -> str:
+        manifest = self.bundle.manifest
+        return f"<GoldenNoise {manifest.model}, {manifest.engine} {manifest.precision} on {self.device}>"
+
+    def __reduce__(self) -> tuple[Callable[..., GoldenNoise], tuple[str, str, str, str]]:
+        # Pickled as what it was made from: the bundle is opened, and checked, again.
+        path = str(self.bundle.path.absolute())
+        return _reopen, (path, str(self.device), self._backend_asked, self._kernels)
+
+    def __deepcopy__(self, memo: object) -> GoldenNoise:
+        return self  # nothing in it changes, and copies of a pipeline may share an engine
 
     def _start_spectral(self, noise: Tensor) -> Callable[[], Tensor]:
         """Begin the spectral half, beside what the caller does next; the result waits for it."""
@@ -228,9 +262,13 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise BackendError(f"device: expected cpu, cuda or cuda:N, given {device!r}") from error
     if resolved.type == "cuda" and resolved.index is None:
         index = torch.cuda.current_device() if torch.cuda.is_available() else 0
         return torch.device("cuda", index)
-    return resolved
+    return torch.device("cpu") if resolved.type == "cpu" else resolved  # cpu:0 is cpu
+
+
+def _reopen(path: str, device: str, backend: str, kernels: Kernels) -> GoldenNoise:
+    return GoldenNoise(path, device=device, backend=backend, kernels=kernels)

@@ -8,6 +8,7 @@ from torch import Tensor
 from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import InputError
 
+DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -49,6 +50,9 @@ def _check(
 ) -> None:
     if not isinstance(tensor, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, given {type(tensor).__name__}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
+        raise InputError(f"{name}: expected a dense tensor, given {kind}; call .to_dense() or stack it")
     wanted = f"({', '.join(map(str, shape))})"
     if tensor.ndim != len(shape) or any(
         size != given for size, given in zip(shape[1:], tensor.shape[1:], strict=True)
@@ -63,11 +67,14 @@ def _check(
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise InputError(f"{name}: expected a dtype of {expected}, given {tensor.dtype}")
     if tensor.device != device:
+        other = f", or pass device={str(tensor.device)!r} to GoldenNoise"
         raise InputError(
             f"{name}: expected a tensor on {device}, where the engine is, given one on {tensor.device}; "
-            f"move it with .to({str(device)!r}), or pass device={str(tensor.device)!r} to GoldenNoise"
+            f"move it with .to({str(device)!r}){other if tensor.device.type in DEVICES else ''}"
         )
-    finite = tensor.isfinite()
+    finite = tensor.float().isfinite()  # float64 may overflow on the way
     if not finite.all():
         bad = tensor.numel() - int(finite.sum())
-        raise InputError(f"{name}: expected finite values, given {bad} that are NaN or infinite")
+        raise InputError(
+            f"{name}: expected finite values, given {bad} that are NaN, infinite or too large for float32"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from npnet_export.engines import ENGINES, check_engine, float32_parts, in_precision, unverifiable
-from npnet_export.errors import ParityError
+from npnet_export.errors import ExportError, ParityError
 from npnet_export.parity import compare
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
 from npnet_export.weights import WeightsRequest
@@ -19,7 +19,6 @@ from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
 from npnet_runtime.backends.machine import installed_version
 from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.golden import resolve_device
 from npnet_runtime.manifest import Manifest, ParityRow
 from npnet_runtime.network import NPNet
@@ -59,8 +58,10 @@ class ExportSettings:
     verify: bool = True
 
     def estimated_bytes(self) -> int:
-        """Size of the bundle to expect, from the number of weights."""
-        config = self.weights.config() or NPNetConfig()
+        """Size of the bundle to expect, from the number of weights; 0 before their shapes are known."""
+        config = self.weights.config()
+        if config is None:
+            return 0
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in NPNet(config).parameters())
         return round(count * _BYTES[self.precision] * 1.02)
@@ -70,11 +71,17 @@ def check(settings: ExportSettings) -> None:
     """Everything that can be found wrong before the work starts.
 
     Raises:
-        ExportError: the engine takes no such option, or cannot be compared with PyTorch on the device.
+        ExportError: the device does not exist, or the engine takes no such option, or cannot be compared
+            with PyTorch on the device.
         BackendError: a module that builds the engine is missing.
+        CheckpointError: the weights are a file that does not exist.
         BundleError: the output cannot be written.
     """
     device = resolve_device(settings.device)
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if str(device) not in devices:
+        raise ExportError(f"--device: expected one of {', '.join(devices)}, given {device}")
+    settings.weights.check()
     check_engine(
         settings.engine, settings.precision, settings.options, settings.max_batch, device, settings.verify
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -13,26 +16,18 @@ from typing import NoReturn
 from rich.console import Console
 
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
+from npnet_export.cli_options import export_parser, inspect_parser, verify_parser
 from npnet_export.engines import ENGINES
 from npnet_export.inspection import inspect
 from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
+from npnet_export.verification import record, reference_network, verify
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import __version__
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import NPNetError
+from npnet_runtime.golden import resolve_device
+from npnet_runtime.manifest import FILENAME
 from npnet_runtime.models import MODELS, get_model
-
-EXAMPLES = """\
-examples:
-  npnet-export --model sdxl                          download the released weights, write engines/sdxl
-  npnet-export --model sdxl --weights sdxl.pth       from a checkpoint: .pth or .safetensors
-  npnet-export --model sdxl --random-weights 0       without a checkpoint, to try the pipeline
-  npnet-export --model hunyuan-dit --engine torch --precision fp16
-  npnet-export inspect engines/sdxl                  print a bundle and check its files
-
-exit status: 0 done, 1 failed (nothing was written), 2 wrong usage, 130 interrupted
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,36 +37,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Its exit status.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    with _interruptible() as interrupted:
+        try:
+            commands = {"inspect": _inspect, "verify": _verify}
+            command = commands.get(arguments[0]) if arguments else None
+            return command(arguments[1:]) if command else _export(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            # Libraries may turn the interruption into an error of theirs.
+            if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+                print("npnet-export: interrupted; nothing was written", file=sys.stderr)
+                return 130
+            if isinstance(error, BrokenPipeError):  # `npnet-export --list | head -1`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
+            if isinstance(error, (NPNetError, OSError)):
+                print(f"npnet-export: {error}", file=sys.stderr)
+                return 1
+            raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Let Ctrl-C and SIGTERM unwind, so that the temporary folder is removed, and remember that they came."""
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield interrupted
+        return
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if arguments[:1] == ["inspect"]:
-            return _inspect(arguments[1:])
-        return _export(arguments)
-    except NPNetError as error:
-        print(f"npnet-export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("npnet-export: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        yield interrupted
     finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    # as for Ctrl-C: unwind, so that the temporary folder is removed
-    raise KeyboardInterrupt
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _export(arguments: list[str]) -> int:
-    parser = _parser()
+    parser = export_parser()
     options = parser.parse_args(arguments)
     if options.list:
         _list()
         return 0
     settings = _settings(parser, options)
     if options.dry_run:
-        check(settings)
         print(_plan(settings))
+        check(settings)
         return 0
     stages = Stages(quiet=options.quiet)
     bundle = export(settings, stages)
@@ -82,75 +96,26 @@ def _export(arguments: list[str]) -> int:
 
 
 def _inspect(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="npnet-export inspect", description="Print an engine bundle and check its files."
-    )
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    options = parser.parse_args(arguments)
-    return 0 if inspect(EngineBundle.open(options.bundle), Console()) else 1
+    options = inspect_parser().parse_args(arguments)
+    # markup off: names in square brackets are names
+    return 0 if inspect(EngineBundle.open(options.bundle), Console(markup=False)) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="npnet-export",
-        description="Turn NPNet weights into an engine bundle that npnet_runtime.GoldenNoise runs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--weights",
-        metavar="PATH_OR_HUB_ID",
-        help="a checkpoint, or owner/repository[:file]; default: the model's",
-    )
-    source.add_argument(
-        "--random-weights", metavar="SEED", type=_seed, help="make weights from a seed instead"
-    )
-    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help="default: %(default)s")
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--signs", choices=SIGN_RULES, default="canonical", help="of singular vectors; default: %(default)s"
-    )
-    parser.add_argument("--max-batch", metavar="N", type=_positive, default=8, help="default: %(default)s")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="default: engines/<model>")
-    parser.add_argument("--device", help="where the engine is checked; default: CUDA if there is any")
-    parser.add_argument(
-        "--no-verify", action="store_true", help="keep the engine without comparing it with float32 PyTorch"
-    )
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
-    parser.add_argument("--list", action="store_true", help="list models and engines")
-    parser.add_argument("--version", action="version", version=f"npnet-export {__version__}")
-    _add_builder_options(parser.add_argument_group("options of TensorRT and TensorRT for RTX"))
-    return parser
-
-
-def _add_builder_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--opt-batch", metavar="N", type=_positive, help="batch to tune for; default: 1")
-    group.add_argument("--optimization-level", metavar="N", type=int, help="effort, 0 to 5; default: 3")
-    group.add_argument("--workspace-mb", metavar="MB", type=_positive, help="limit of scratch memory")
-    group.add_argument(
-        "--compute-capability",
-        metavar="X.Y",
-        action="append",
-        default=[],
-        help="GPU to build for, repeatable (tensorrt-rtx); default: 8.0, 8.6, 8.9 and 12.0",
-    )
-    group.add_argument(
-        "--hardware-compatibility",
-        choices=("same-compute-capability", "ampere-plus"),
-        help="other GPUs the engine may run on (tensorrt); default: only the model it was built on",
-    )
-    group.add_argument(
-        "--version-compatible",
-        action="store_true",
-        help="also run in later versions of the same major release (tensorrt)",
-    )
+def _verify(arguments: list[str]) -> int:
+    options = verify_parser().parse_args(arguments)
+    bundle = EngineBundle.open(options.bundle)
+    device = resolve_device(options.device)
+    stages = Stages(quiet=options.quiet)
+    stages("loading the weights the bundle was made from")
+    network = reference_network(bundle, options.weights, options.random_weights, offline=options.offline)
+    stages(f"comparing {options.samples} noises with float32 PyTorch on {device}")
+    found = verify(bundle, network, device, options.samples, options.seed)
+    print(found)
+    found.require()
+    if options.record:
+        record(bundle, found)
+        stages(f"recorded in {bundle.path / FILENAME}")
+    return 0
 
 
 def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ExportSettings:
@@ -160,7 +125,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
     name = model.name if model else Path(options.weights).stem
     return ExportSettings(
         weights=WeightsRequest(model, options.weights, options.random_weights, options.offline),
-        output=options.output or Path("engines") / name,
+        output=(options.output or Path("engines") / name).expanduser(),
         name=name,
         engine=options.engine,
         precision=options.precision,
@@ -186,8 +151,13 @@ def _plan(settings: ExportSettings) -> str:
         f"would build a {settings.engine} engine in {settings.precision} for batches up to "
         f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}\n"
         f"would {'' if settings.verify else 'NOT '}compare it with float32 PyTorch\n"
-        f"would write about {settings.estimated_bytes() / 1e6:.0f} MB to {settings.output}"
+        f"would write {_size(settings)} to {settings.output}"
     )
+
+
+def _size(settings: ExportSettings) -> str:
+    size = settings.estimated_bytes()
+    return f"about {size / 1e6:.0f} MB" if size else "a bundle of a size that is not known before the weights"
 
 
 def _list() -> None:
@@ -205,17 +175,3 @@ def _list() -> None:
     print("engines, each in fp32, fp16 or bf16:")
     for name, kind in ENGINES.items():
         print(f"  {name:<12} {kind.description}")
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a seed of 0 or more, given {value}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, given {value}")
-    return value

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npnet_export.errors import ParityError
 from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_kernels.linalg.choice import Solver
 from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.errors import InputError
 from npnet_runtime.golden import SIGNS, GoldenNoise
 from npnet_runtime.manifest import ParityRow
 from npnet_runtime.network import NPNet
@@ -40,6 +42,9 @@ def compare(
         device: where the engine runs.
         samples: noises, from the seeds 0, 1, ...
 
+    Raises:
+        ParityError: the engine gives values that are not finite.
+
     Returns:
         One row for golden noise, which has a tolerance, and rows that only inform: what another rule for
         the signs and another SVD routine would change.
@@ -47,11 +52,14 @@ def compare(
     manifest = bundle.manifest
     noise, prompt_embeds = fresh_inputs(network, samples)
     golden = GoldenNoise(bundle, device=device)
-    given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
-    reference = _reference(network, noise, prompt_embeds, "lapack", manifest.signs)
+    try:
+        given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
+    except InputError as error:  # the inputs are sound: the engine is not
+        raise ParityError(f"the engine was not kept; try another --precision: {error}") from error
+    expected = reference(network, noise, prompt_embeds, "lapack", manifest.signs)
     statistic, tolerance = TOLERANCES[manifest.precision]
     inputs = f"{samples} noises, seeds 0-{samples - 1}"
-    rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, reference), tolerance)]
+    rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, expected), tolerance)]
     # How much of golden noise is the choice of signs, and of the SVD routine: told, not judged.
     other = "as-is" if manifest.signs == SIGN_RULE else SIGN_RULE
     height, width = manifest.config.matrix_shape
@@ -61,15 +69,15 @@ def compare(
         (f"float32 network, SVD by {another}", another, manifest.signs),
     )
     for quantity, solver, signs in variants:
-        changed = _reference(network, noise, prompt_embeds, solver, signs)
-        rows.append(ParityRow(inputs, quantity, "max_abs", difference("max_abs", changed, reference), None))
+        changed = reference(network, noise, prompt_embeds, solver, signs)
+        rows.append(ParityRow(inputs, quantity, "max_abs", difference("max_abs", changed, expected), None))
     return tuple(rows)
 
 
-def fresh_inputs(network: NPNet, samples: int) -> tuple[Tensor, Tensor]:
-    """Noise and prompt embeddings from the seeds 0, 1, ..., without touching the global generator."""
+def fresh_inputs(network: NPNet, samples: int, first_seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noise and prompt embeddings from one seed after another, without touching the global generator."""
     pairs = []
-    for seed in range(samples):
+    for seed in range(first_seed, first_seed + samples):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(network.config.latent_shape, generator=generator)
         pairs.append((noise, torch.randn(network.config.text_shape, generator=generator)))
@@ -77,6 +85,7 @@ def fresh_inputs(network: NPNet, samples: int) -> tuple[Tensor, Tensor]:
     return torch.stack(noises), torch.stack(prompts)
 
 
-def _reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str) -> Tensor:
+def reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str) -> Tensor:
+    """Golden noise of the float32 network, with the factors by one solver and one rule for the signs."""
     with torch.inference_mode():
         return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))
