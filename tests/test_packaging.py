@@ -93,7 +93,6 @@ OPTIONAL = (
     "matplotlib",
     "tensorrt",
     "tensorrt_rtx",
-    "torch._inductor",
 )
 LIGHT = """
 import sys, time

@@ -141,6 +141,9 @@ def _obstacle(
             return f"the bundle needs {package} {condition}, {found} is installed; rebuild it, or {install}"
     if device.type not in ("cpu", "cuda"):
         return f"expected a device of type cpu or cuda, given {device}"
+    count, index = len(machine.compute_capability), device.index or 0
+    if device.type == "cuda" and index >= count:
+        return f"{device} does not exist here: torch sees {count} CUDA devices"
     if manifest.device not in (None, device.type):
         return f"the bundle is bound to {manifest.device}, given device={str(device)!r}; rebuild it"
     return _platform_obstacle(manifest, machine) or (
@@ -171,10 +174,7 @@ def _cpu_obstacle(manifest: Manifest) -> str | None:
 
 
 def _cuda_obstacle(name: str, manifest: Manifest, machine: Machine, device: torch.device) -> str | None:
-    index = device.index or 0
-    if index >= len(machine.compute_capability):
-        return f"{device} does not exist here: torch sees {len(machine.compute_capability)} CUDA devices"
-    capability = machine.compute_capability[index]
+    capability = machine.compute_capability[device.index or 0]
     if manifest.compute_capabilities and not runs_on(capability, manifest.compute_capabilities):
         return (
             f"the bundle is bound to compute capability {_list(manifest.compute_capabilities)}, "
