@@ -178,8 +178,12 @@ class _Engine:
                 slot = self._free.pop()
             except IndexError:
                 slot = self._new_context()
-            yield slot
-            self._free.append(slot)  # not after an error: its state is then unknown
+            try:
+                yield slot
+            except BaseException:
+                slot.done.synchronize()  # its state is unknown: it is given up once nothing runs in it
+                raise
+            self._free.append(slot)
 
     def _new_context(self) -> _Context:
         if hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):

@@ -17,10 +17,12 @@ import torch
 
 from npnet_export import ExportError, ExportSettings, export
 from npnet_export.parity import TOLERANCES
+from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.backends.machine import this_platform
 from npnet_runtime.bundle import write_bundle
 from npnet_runtime.errors import BundleError
+from npnet_runtime.models import MODELS
 from support.networks import noise_and_prompts
 
 Settings = Callable[..., ExportSettings]
@@ -45,6 +47,17 @@ def test_half_precision_keeps_its_float32_parts(tmp_path: Path, export_small: Se
     assert 0 < made.manifest.parity[0].value <= TOLERANCES["fp16"][1]
     noise, prompts = noise_and_prompts(made.manifest.config, 2)
     assert GoldenNoise(made, device="cpu")(noise, prompts).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["sdxl", "hunyuan-dit"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_full_size(model: str, precision: str, tmp_path: Path) -> None:
+    weights = WeightsRequest(MODELS[model], None, 0)
+    made = export(ExportSettings(weights, tmp_path / model, model, "aoti", precision, device="cpu"))
+    judged = made.manifest.parity[0]
+    assert judged.tolerance == TOLERANCES[precision][1]
+    assert judged.value <= judged.tolerance
 
 
 def test_loading_imports_no_compiler(bundle: EngineBundle) -> None:
