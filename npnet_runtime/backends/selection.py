@@ -55,7 +55,7 @@ def select(
     for name in BACKENDS:
         obstacle = _obstacle(name, manifest, machine, device, backend)
         accepted = obstacle is None
-        candidates.append(Candidate(name, device, accepted, obstacle or f"the bundle holds {name} graphs"))
+        candidates.append(Candidate(name, device, accepted, obstacle or f"the bundle is an engine of {name}"))
     return tuple(candidates)
 
 

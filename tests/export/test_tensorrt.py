@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -69,6 +71,14 @@ class TestBuilt:
     def test_rebuild_command_has_its_options(self, bundle: EngineBundle) -> None:
         wanted = "--opt-batch 2 --optimization-level 2 --workspace-mb 64 --compute-capability 8.9"
         assert wanted in bundle.rebuild_command()
+
+    def test_rebuild_command_rebuilds(self, bundle: EngineBundle, tmp_path: Path) -> None:
+        copied = EngineBundle.open(shutil.copytree(bundle.path, tmp_path / "bundle"))
+        arguments = [*shlex.split(copied.rebuild_command())[1:], "--device", "cpu", "--quiet"]
+        assert main(arguments) == 1  # never unchecked without being told
+        assert main([*arguments, "--no-verify"]) == 0
+        again = EngineBundle.open(copied.path).manifest
+        assert replace(again, files={}) == replace(bundle.manifest, files={})
 
     def test_keeps_its_build_log(self, bundle: EngineBundle) -> None:
         log = bundle.read("build.log").decode()
