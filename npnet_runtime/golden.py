@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,10 @@ from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError, InputError
-from npnet_runtime.inputs import check_noise, check_prompt_embeds
+from npnet_runtime.inputs import check_noise, check_noise_shape, check_prompt_embeds, check_prompt_shape
+
+if TYPE_CHECKING:
+    from npnet_runtime.integrations.diffusers import GivenLatents
 
 # What a manifest records -> what `svd` takes.
 SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-is": "as-is"}
@@ -157,6 +160,33 @@ class GoldenNoise:
         spectral = self._start_spectral(noise)()
         # a copy: the caller may go on to change theirs
         return PreparedNoise(noise.detach().clone(), spectral, self.bundle.digest)
+
+    def attach(self, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
+        """Make every call of a diffusers pipeline start from golden noise.
+
+        See `npnet_runtime.integrations.diffusers.attach`.
+        """
+        from npnet_runtime.integrations import diffusers
+
+        diffusers.attach(self, pipe, given_latents=given_latents)
+
+    def detach(self, pipe: Any) -> None:
+        """Make the pipeline what it was before `attach`.
+
+        See `npnet_runtime.integrations.diffusers.detach`.
+        """
+        from npnet_runtime.integrations import diffusers
+
+        diffusers.detach(self, pipe)
+
+    def check_shapes(self, noise: tuple[int, ...], prompt_embeds: tuple[int, ...]) -> None:
+        """Check the shapes of a call ahead of it, before the noise is even drawn.
+
+        Raises:
+            InputError: a call with noise and prompt embeddings of these shapes would be refused.
+        """
+        check_noise_shape(noise, self.bundle.manifest.config)
+        check_prompt_shape(prompt_embeds, noise[0], self.bundle.manifest.config)
 
     def report(self) -> str:
         """What runs and why, and how well it agreed with the float32 network when it was built."""

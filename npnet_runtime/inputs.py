@@ -18,7 +18,9 @@ def check_noise(noise: Tensor, config: NPNetConfig, device: torch.device) -> Non
         InputError: no tensor of shape (B, C, H, W), B >= 1, of a real floating dtype on the engine's
             device, or with a value that is not finite.
     """
-    _check(noise, "noise", ("batch", *config.latent_shape), ("batch", "C", "H", "W"), device)
+    _check_tensor("noise", noise)
+    check_noise_shape(tuple(noise.shape), config)
+    _check_values("noise", noise, device)
 
 
 def check_prompt_embeds(prompt_embeds: Tensor, batch: int, config: NPNetConfig, device: torch.device) -> None:
@@ -34,31 +36,51 @@ def check_prompt_embeds(prompt_embeds: Tensor, batch: int, config: NPNetConfig, 
         InputError: no tensor of shape (P, tokens, width) with P dividing the batch, of a real floating
             dtype on the engine's device, or with a value that is not finite.
     """
-    _check(
-        prompt_embeds, "prompt_embeds", ("batch", *config.text_shape), ("batch", "tokens", "width"), device
-    )
-    if batch % len(prompt_embeds):
+    _check_tensor("prompt_embeds", prompt_embeds)
+    check_prompt_shape(tuple(prompt_embeds.shape), batch, config)
+    _check_values("prompt_embeds", prompt_embeds, device)
+
+
+def check_noise_shape(shape: tuple[int, ...], config: NPNetConfig) -> None:
+    """Check the shape of a batch of noise.
+
+    Raises:
+        InputError: it is not (B, C, H, W) with B >= 1.
+    """
+    _check_shape("noise", shape, config.latent_shape, ("batch", "C", "H", "W"))
+
+
+def check_prompt_shape(shape: tuple[int, ...], batch: int, config: NPNetConfig) -> None:
+    """Check the shape of the prompt embeddings for a batch of noise.
+
+    Raises:
+        InputError: it is not (P, tokens, width) with P dividing the batch.
+    """
+    _check_shape("prompt_embeds", shape, config.text_shape, ("batch", "tokens", "width"))
+    if batch % shape[0]:
         raise InputError(
             f"prompt_embeds: expected 1 prompt, {batch} prompts or a divisor of {batch} for {batch} noises, "
-            f"given {len(prompt_embeds)}"
+            f"given {shape[0]}"
         )
 
 
-def _check(
-    tensor: Tensor, name: str, shape: tuple[str | int, ...], axes: tuple[str, ...], device: torch.device
-) -> None:
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{name}: expected a torch.Tensor, given {type(tensor).__name__}")
-    wanted = f"({', '.join(map(str, shape))})"
-    if tensor.ndim != len(shape) or any(
-        size != given for size, given in zip(shape[1:], tensor.shape[1:], strict=True)
-    ):
+def _check_shape(name: str, given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
+    if len(given) != len(axes) or given[1:] != shape:
+        wanted = f"({', '.join(map(str, ('batch', *shape)))})"
         raise InputError(
-            f"{name}: expected shape {wanted} = ({', '.join(axes)}), given {tuple(tensor.shape)}; "
+            f"{name}: expected shape {wanted} = ({', '.join(axes)}), given {given}; "
             f"this engine was built for that shape only"
         )
-    if tensor.shape[0] == 0:
+    if given[0] == 0:
         raise InputError(f"{name}: expected a batch of at least 1, given an empty one")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name}: expected a torch.Tensor, given {type(tensor).__name__}")
+
+
+def _check_values(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.dtype not in DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise InputError(f"{name}: expected a dtype of {expected}, given {tensor.dtype}")

@@ -92,6 +92,10 @@ OPTIONAL = (
     "rich",
     "matplotlib",
     "tensorrt",
+    "accelerate",
+    "diffusers",
+    "transformers",
+    "PIL",
 )
 LIGHT = """
 import sys, time
