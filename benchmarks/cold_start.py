@@ -5,8 +5,8 @@ Called by `latency.py`. Cold start is from opening the file to the first golden 
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -51,4 +51,9 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", help="a bundle, or a checkpoint for the published computation")
+    parser.add_argument("device")
+    parser.add_argument("batch", type=int)
+    options = parser.parse_args()
+    main(options.path, options.device, options.batch)

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from npnet_kernels import SVD, canonical_signs, combine, latent_to_matrix, reconstruct, svd, text_affine
 from npnet_kernels.affine.reference import text_affine_reference
+from npnet_kernels.linalg.choice import Solver
 from npnet_kernels.linalg.jacobi_launch import jacobi_vectors
 from npnet_kernels.linalg.refinement import refine
 from npnet_kernels.linalg.scaling import normalise
 from npnet_kernels.reconstruction.reference import combine_reference, spectral_reference
 
-WEIGHTS = {"text_weight": 0.34, "residual_weight": 0.05}
+WEIGHTS: Any = {"text_weight": 0.34, "residual_weight": 0.05}  # for `**`, among arguments of other types
 Run = Callable[[], Tensor]
 
 
@@ -71,7 +73,7 @@ def svd_case(batch: int, sizes: Sizes, device: torch.device, _: torch.dtype) -> 
     def correction(factors: SVD) -> Tensor:
         return (factors.u.float() * f.unsqueeze(1)) @ factors.vh.float()
 
-    def with_solver(solver: str) -> Run:
+    def with_solver(solver: Solver) -> Run:
         return lambda: correction(svd(matrix, solver=solver))
 
     def interpreted() -> Tensor:

@@ -109,7 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--device", help="default: CUDA if there is any")
-    parser.add_argument("--output", type=Path, help="folder for JSON and PNG")
+    parser.add_argument("--output", "--out", type=Path, help="folder for JSON and PNG")
     return parser.parse_args()
 
 

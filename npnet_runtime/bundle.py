@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from npnet_runtime.errors import BundleError
 from npnet_runtime.files import atomic_directory, sha256
@@ -37,7 +40,9 @@ class EngineBundle:
         Raises:
             BundleError: no such folder, or its manifest is unreadable.
         """
-        path = Path(path)
+        if not isinstance(path, (str, os.PathLike)):
+            raise BundleError(f"expected the path of an engine bundle, given {path!r}")
+        path = Path(path).expanduser()
         if not path.is_dir():
             found = "a file" if path.exists() else "nothing"
             raise BundleError(
@@ -107,13 +112,14 @@ def write_bundle(
     Raises:
         BundleError: `path` exists and may not be replaced, or cannot be written.
     """
+    path = path.resolve()  # behind a link, so that the link stays
     check_target(path, force=force)
     try:
         with atomic_directory(path, replace=force) as folder:
             yield folder, lambda manifest: _seal(folder, manifest)
     except FileExistsError as error:
         raise BundleError(f"{path} appeared while the bundle was written; it was left as it is") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise BundleError(f"{path}: cannot write the bundle ({error}); choose another --output") from error
 
 
@@ -139,7 +145,7 @@ def check_target(path: Path, *, force: bool, need_bytes: int = 0) -> None:
     free = shutil.disk_usage(parent).free
     if free < need_bytes:
         raise BundleError(
-            f"{path}: expected {need_bytes / 1e6:.0f} MB of free space, given {free / 1e6:.0f} MB; "
+            f"{path}: expected {need_bytes:,} bytes of free space, given {free:,}; "
             f"free some, or choose another --output"
         )
 

@@ -31,6 +31,7 @@ from npnet_runtime.models import MODELS
 from npnet_runtime.network import NPNet
 from npnet_runtime.published import GROUPS, is_unused, published_name
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMAT, FORMAT_VERSION = "npnet-runtime-checkpoint", 1
 
 
@@ -110,7 +111,7 @@ def write(path: str | Path, state: Mapping[str, Tensor], config: NPNetConfig) ->
     try:
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, metadata)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
 
 
@@ -133,10 +134,13 @@ def _load_pth(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling foreign bytes may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with path.open("rb") as file:
+            pointer = file.read(7) == b"version"
+        found = "a git-lfs pointer; run git lfs pull" if pointer else "a truncated, damaged or foreign file"
+        # Not torch's own text, which advises to load it without `weights_only`.
         raise CheckpointError(
             f"{path}: expected a checkpoint that holds tensors only (.pth or .safetensors), "
-            f"given a truncated, damaged or foreign file ({reason})"
+            f"given {found} ({type(error).__name__})"
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a dict of state dicts, given {type(content).__name__}")
@@ -206,10 +210,12 @@ def _check(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple
         given, shape = tensors[name], shapes[name]
         if tuple(given.shape) != shape and not (shape == () and given.numel() == 1):
             problems.append(f"misshapen: {name}: expected {list(shape)}, given {list(given.shape)}")
-        elif not given.is_floating_point():
-            problems.append(f"not floating point: {name}: {given.dtype}")
-        elif not given.isfinite().all():
-            problems.append(f"not finite: {name}")
+        elif given.dtype not in _DTYPES:
+            problems.append(f"not floating point: {name}: expected 16 to 64 bits, given {given.dtype}")
+        elif given.layout != torch.strided or given.is_meta:
+            problems.append(f"no dense values: {name}: given layout {given.layout} on {given.device}")
+        elif not given.float().isfinite().all():
+            problems.append(f"not finite in float32: {name}")
     if problems:
         shown = [*sorted(problems)[:10], *([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])]
         hint = _model_hint(tensors)

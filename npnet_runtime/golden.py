@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,13 @@ from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError, InputError
 from npnet_runtime.inputs import check_noise, check_noise_shape, check_prompt_embeds, check_prompt_shape
+from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens
+from npnet_runtime.resolution import (
+    ResolutionPolicy,
+    check_resolution_policy,
+    to_native_size,
+    to_network_size,
+)
 
 if TYPE_CHECKING:
     from npnet_runtime.integrations.diffusers import GivenLatents
@@ -45,7 +53,7 @@ class PreparedNoise:
 
     Args:
         noise: (B, C, H, W), a copy of what was given.
-        spectral: (B, C, H, W) float32, the finished spectral half.
+        spectral: (B, *config.latent_shape) float32, the finished spectral half.
         engine: digest of the bundle that made it.
     """
 
@@ -69,10 +77,15 @@ class GoldenNoise:
         device: where to run; by default the current CUDA device if there is one, else the CPU.
         backend: `"auto"`, `"torch"` or `"onnxruntime"`.
         kernels: `"auto"` for the Triton kernels on CUDA, `"torch"` for their plain PyTorch references.
+        tokens: what to do with prompt embeddings of another number of tokens than the network reads:
+            `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.prompts`.
+        resolution: what to do with noise of another size: `"error"` or `"transfer"`; see
+            `npnet_runtime.resolution`.
 
     Raises:
         BundleError: no bundle, or one that was changed or is unreadable.
         BackendError: no back end can run it on that device; the message says why for each.
+        InputError: an unknown policy for tokens or resolution.
     """
 
     def __init__(
@@ -82,7 +95,13 @@ class GoldenNoise:
         device: str | torch.device | None = None,
         backend: str = "auto",
         kernels: Kernels = "auto",
+        tokens: TokenPolicy = "error",
+        resolution: ResolutionPolicy = "error",
     ) -> None:
+        check_token_policy(tokens)
+        check_resolution_policy(resolution)
+        self._tokens = tokens
+        self._resolution = resolution
         self.bundle = engine if isinstance(engine, EngineBundle) else EngineBundle.open(engine)
         manifest = self.bundle.manifest
         if manifest.signs not in SIGNS:
@@ -91,6 +110,8 @@ class GoldenNoise:
                 f"pip install -U npnet-runtime, or write it again with: {self.bundle.rebuild_command()}"
             )
         self.device = resolve_device(device)
+        self._backend_asked = backend
+        self._process = os.getpid()
         self._kernels = kernels
         try:
             self._chosen_kernels = choose_backend(kernels, device=self.device.type, has_triton=has_triton())
@@ -105,8 +126,9 @@ class GoldenNoise:
         """Golden noise for a batch of noise and its prompts.
 
         Args:
-            noise: (B, C, H, W) of unit variance, float16, bfloat16, float32 or float64, on `device`; or
-                what `prepare` returned for it. Not yet multiplied by the scheduler's `init_noise_sigma`.
+            noise: (B, C, H, W), white and of unit variance, float16, bfloat16, float32 or float64, on
+                `device`; or what `prepare` returned for it. Not yet multiplied by the scheduler's
+                `init_noise_sigma`.
             prompt_embeds: (P, tokens, width) of the positive prompts, any of these dtypes. P is 1, B, or
                 divides B: each prompt then serves B / P noises in a row, as in diffusers'
                 `num_images_per_prompt`.
@@ -118,30 +140,41 @@ class GoldenNoise:
             InputError: a shape, dtype, device or value that the engine cannot take, or noise prepared
                 for another engine.
         """
+        self._check_process()
         if isinstance(noise, PreparedNoise):
             self._check_prepared(noise)
             source = noise.noise
         else:
-            check_noise(noise, self.bundle.manifest.config, self.device)
+            check_noise(noise, self.bundle.manifest.config, self.device, self._resolution)
             source = noise
-        check_prompt_embeds(prompt_embeds, len(source), self.bundle.manifest.config, self.device)
+        config = self.bundle.manifest.config
+        check_prompt_embeds(prompt_embeds, len(source), config, self.device, self._tokens)
         spectral = noise if isinstance(noise, PreparedNoise) else self._start_spectral(source)
         # Made outside inference mode, so that callers may change it in place.
         golden = torch.empty_like(source, memory_format=torch.contiguous_format, requires_grad=False)
         with self._quiet():
-            source = source.float().contiguous()
-            repeats = len(source) // len(prompt_embeds)
-            scale_shift, residual = self._prompt_half(source, prompt_embeds.repeat_interleave(repeats, dim=0))
+            native = source.float().contiguous()
+            noise = to_network_size(native, config)
+            prompt_embeds = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
+            repeats = len(noise) // len(prompt_embeds)
+            scale_shift, residual = self._prompt_half(noise, prompt_embeds.repeat_interleave(repeats, dim=0))
             combined = combine(
                 spectral.spectral if isinstance(spectral, PreparedNoise) else spectral(),
-                source,
+                noise,
                 scale_shift,
                 residual,
                 text_weight=self.bundle.manifest.text_weight,
                 residual_weight=self.bundle.manifest.residual_weight,
                 backend=self._kernels,
             )
+            if noise is not native:
+                combined = native + to_native_size(combined - noise, *native.shape[2:])
             golden.copy_(combined)
+            if not golden.isfinite().all():
+                raise InputError(
+                    f"golden noise is not finite in {golden.dtype}: expected noise of unit variance and "
+                    f"embeddings as the text encoder gives them, given values too large for the network"
+                )
         return golden
 
     def prepare(self, noise: Tensor) -> PreparedNoise:
@@ -156,7 +189,8 @@ class GoldenNoise:
         Raises:
             InputError: as in a call.
         """
-        check_noise(noise, self.bundle.manifest.config, self.device)
+        self._check_process()
+        check_noise(noise, self.bundle.manifest.config, self.device, self._resolution)
         spectral = self._start_spectral(noise)()
         # a copy: the caller may go on to change theirs
         return PreparedNoise(noise.detach().clone(), spectral, self.bundle.digest)
@@ -185,8 +219,8 @@ class GoldenNoise:
         Raises:
             InputError: a call with noise and prompt embeddings of these shapes would be refused.
         """
-        check_noise_shape(noise, self.bundle.manifest.config)
-        check_prompt_shape(prompt_embeds, noise[0], self.bundle.manifest.config)
+        check_noise_shape(noise, self.bundle.manifest.config, self._resolution)
+        check_prompt_shape(prompt_embeds, noise[0], self.bundle.manifest.config, self._tokens)
 
     def report(self) -> str:
         """What runs and why, and how well it agreed with the float32 network when it was built."""
@@ -207,11 +241,36 @@ class GoldenNoise:
         return "\n".join(lines)
 
     def _check_prepared(self, prepared: PreparedNoise) -> None:
-        if prepared.engine != self.bundle.digest or prepared.noise.device != self.device:
+        if prepared.engine != self.bundle.digest:
             raise InputError(
-                f"noise: expected noise prepared by the engine {self.bundle.path} on {self.device}, "
-                f"given noise prepared by another engine or on {prepared.noise.device}; prepare it again"
+                f"noise: expected noise prepared by the engine {self.bundle.path}, given noise prepared by "
+                f"another engine; prepare it again with this one"
             )
+        if prepared.noise.device != self.device:
+            raise InputError(
+                f"noise: expected noise prepared on {self.device}, given noise prepared on "
+                f"{prepared.noise.device}; prepare it again with this engine"
+            )
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise BackendError(
+                "this GoldenNoise was made in another process, whose threads a fork does not copy; "
+                "make it after the fork, or start processes with the method 'spawn'"
+            )
+
+    def __repr__(self) -> str:
+        manifest = self.bundle.manifest
+        return f"<GoldenNoise {manifest.model}, {manifest.engine} {manifest.precision} on {self.device}>"
+
+    def __reduce__(self) -> tuple[Callable[..., GoldenNoise], tuple[str, ...]]:
+        # Pickled as what it was made from: the bundle is opened, and checked, again.
+        path = str(self.bundle.path.absolute())
+        options = (self._backend_asked, self._kernels, self._tokens, self._resolution)
+        return _reopen, (path, str(self.device), *options)
+
+    def __deepcopy__(self, memo: object) -> GoldenNoise:
+        return self  # nothing in it changes, and copies of a pipeline may share an engine
 
     def _start_spectral(self, noise: Tensor) -> Callable[[], Tensor]:
         """Begin the spectral half, beside what the caller does next; the result waits for it."""
@@ -222,7 +281,7 @@ class GoldenNoise:
 
     def _spectral_half(self, noise: Tensor) -> Tensor:
         with self._quiet():
-            noise = noise.float()
+            noise = to_network_size(noise.float(), self.bundle.manifest.config)
             try:
                 factors = svd(latent_to_matrix(noise), signs=SIGNS[self.bundle.manifest.signs])
             except KernelError as error:
@@ -256,9 +315,22 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise BackendError(f"device: expected cpu, cuda or cuda:N, given {device!r}") from error
     if resolved.type == "cuda" and resolved.index is None:
         index = torch.cuda.current_device() if torch.cuda.is_available() else 0
         return torch.device("cuda", index)
-    return resolved
+    return torch.device("cpu") if resolved.type == "cpu" else resolved  # cpu:0 is cpu
+
+
+def _reopen(
+    path: str,
+    device: str,
+    backend: str,
+    kernels: Kernels,
+    tokens: TokenPolicy,
+    resolution: ResolutionPolicy,
+) -> GoldenNoise:
+    return GoldenNoise(
+        path, device=device, backend=backend, kernels=kernels, tokens=tokens, resolution=resolution
+    )

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -103,7 +105,7 @@ class Manifest:
         file = path / FILENAME
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(
                 f"{path} is no engine bundle: expected a readable {FILENAME} ({error}); "
                 f"make one with: npnet-export --model sdxl --output {path}"
@@ -111,7 +113,7 @@ class Manifest:
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise BundleError(f"{file}: expected the format {FORMAT!r}, given something else")
         version = values.pop("format_version", None)
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise BundleError(
                 f"{file}: expected format version {FORMAT_VERSION}, given {version}; update with "
                 f"pip install -U npnet-runtime, or write the bundle again with npnet-export --force"
@@ -136,16 +138,52 @@ class Manifest:
             )
         except (TypeError, AttributeError, ConfigError) as error:
             raise BundleError(f"{file}: malformed ({error})") from error
-        for name in manifest.files:
-            # A name must not lead out of the bundle.
-            if Path(name).name != name:
-                raise BundleError(f"{file}: expected plain file names, given {name!r}")
-        if (
-            manifest.precision not in PRECISIONS
-            or type(manifest.max_batch) is not int
-            or manifest.max_batch < 1
-        ):
-            raise BundleError(
-                f"{file}: malformed (precision={manifest.precision!r}, max_batch={manifest.max_batch!r})"
-            )
+        for part, holder in (("", manifest), *(("files: ", f) for f in manifest.files.values())):
+            _check_types(file, part, holder)
+        for row in manifest.parity:
+            _check_types(file, "parity: ", row)
+        manifest._check_values(file)
         return manifest
+
+    def _check_values(self, file: Path) -> None:
+        problems = {
+            f"precision: expected one of {', '.join(PRECISIONS)}": self.precision not in PRECISIONS,
+            "max_batch: expected 1 or more": self.max_batch < 1,
+            "text_weight: expected a finite number": not math.isfinite(self.text_weight),
+            "residual_weight: expected a finite number": not math.isfinite(self.residual_weight),
+            "files: expected at least one": not self.files,
+            # a name must not lead out of the bundle
+            "files: expected plain file names": any(Path(name).name != name for name in self.files),
+            "requires: expected conditions such as >=1.2 or ==1.2.3": any(
+                re.fullmatch(r"(>=|==)\d[\w.+]*", str(condition)) is None
+                for condition in self.requires.values()
+            ),
+        }
+        for problem, present in problems.items():
+            if present:
+                raise BundleError(f"{file}: malformed ({problem})")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "str | None": (str, type(None)),
+    "dict": (dict,),
+    "tuple": (tuple,),
+}
+
+
+def _check_types(file: Path, part: str, holder: Any) -> None:
+    """Compare each field of a dataclass with its annotation, as far as JSON can get it wrong."""
+    for item in fields(holder):
+        annotation = str(item.type)
+        kinds = _KINDS.get(annotation) or _KINDS.get(annotation.partition("[")[0])
+        value = getattr(holder, item.name)
+        entries = value if annotation == "tuple[str, ...]" else ()
+        wrong = kinds is not None and (not isinstance(value, kinds) or isinstance(value, bool))
+        if wrong or not all(isinstance(entry, str) for entry in entries):
+            raise BundleError(
+                f"{file}: malformed ({part}{item.name}: expected {annotation}, given {value!r})"
+            )

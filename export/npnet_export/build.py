@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from npnet_export.engines import ENGINES, check_precision, float32_parts, in_precision
-from npnet_export.errors import ParityError
+from npnet_export.errors import ExportError, ParityError
 from npnet_export.parity import compare
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
 from npnet_runtime.backends.selection import installed_version
 from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.golden import resolve_device
 from npnet_runtime.manifest import Manifest, ParityRow
 from npnet_runtime.network import NPNet
@@ -54,8 +53,10 @@ class ExportSettings:
     force: bool = False
 
     def estimated_bytes(self) -> int:
-        """Size of the bundle to expect, from the number of weights."""
-        config = self.weights.config() or NPNetConfig()
+        """Size of the bundle to expect, from the number of weights; 0 before their shapes are known."""
+        config = self.weights.config()
+        if config is None:
+            return 0
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in NPNet(config).parameters())
         return round(count * _BYTES[self.precision] * 1.02)
@@ -65,10 +66,16 @@ def check(settings: ExportSettings) -> None:
     """Everything that can be found wrong before the work starts.
 
     Raises:
-        ExportError: the precision cannot be checked on the device.
+        ExportError: the device does not exist, or the precision cannot be checked on it.
+        CheckpointError: the weights are a file that does not exist.
         BundleError: the output cannot be written.
     """
-    check_precision(settings.engine, settings.precision, resolve_device(settings.device))
+    device = resolve_device(settings.device)
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if str(device) not in devices:
+        raise ExportError(f"--device: expected one of {', '.join(devices)}, given {device}")
+    settings.weights.check()
+    check_precision(settings.engine, settings.precision, device)
     check_target(settings.output, force=settings.force, need_bytes=settings.estimated_bytes())
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -42,24 +45,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Its exit status.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    with _interruptible() as interrupted:
+        try:
+            return _inspect(arguments[1:]) if arguments[:1] == ["inspect"] else _export(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            # Libraries may turn the interruption into an error of theirs.
+            if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+                print("npnet-export: interrupted; nothing was written", file=sys.stderr)
+                return 130
+            if isinstance(error, BrokenPipeError):  # `npnet-export --list | head -1`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
+            if isinstance(error, (NPNetError, OSError)):
+                print(f"npnet-export: {error}", file=sys.stderr)
+                return 1
+            raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Let Ctrl-C and SIGTERM unwind, so that the temporary folder is removed, and remember that they came."""
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield interrupted
+        return
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if arguments[:1] == ["inspect"]:
-            return _inspect(arguments[1:])
-        return _export(arguments)
-    except NPNetError as error:
-        print(f"npnet-export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("npnet-export: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        yield interrupted
     finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    # as for Ctrl-C: unwind, so that the temporary folder is removed
-    raise KeyboardInterrupt
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _export(arguments: list[str]) -> int:
@@ -70,8 +90,8 @@ def _export(arguments: list[str]) -> int:
         return 0
     settings = _settings(parser, options)
     if options.dry_run:
-        check(settings)
         print(_plan(settings))
+        check(settings)
         return 0
     stages = Stages(quiet=options.quiet)
     bundle = export(settings, stages)
@@ -87,12 +107,14 @@ def _inspect(arguments: list[str]) -> int:
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     options = parser.parse_args(arguments)
-    return 0 if inspect(EngineBundle.open(options.bundle), Console()) else 1
+    # markup off: names in square brackets are names
+    return 0 if inspect(EngineBundle.open(options.bundle), Console(markup=False)) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="npnet-export",
+        usage="npnet-export --model NAME [options]\n       npnet-export inspect DIR",
         description="Turn NPNet weights into an engine bundle that npnet_runtime.GoldenNoise runs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -135,7 +157,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         raise ExportError(f"--engine {options.engine} cannot be built in {options.precision}")
     return ExportSettings(
         weights=WeightsRequest(model, options.weights, options.random_weights, options.offline),
-        output=options.output or Path("engines") / name,
+        output=(options.output or Path("engines") / name).expanduser(),
         name=name,
         engine=options.engine,
         precision=options.precision,
@@ -152,8 +174,13 @@ def _plan(settings: ExportSettings) -> str:
         f"would build a {settings.engine} engine in {settings.precision} for batches up to "
         f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}\n"
         f"would compare it with float32 PyTorch\n"
-        f"would write about {settings.estimated_bytes() / 1e6:.0f} MB to {settings.output}"
+        f"would write {_size(settings)} to {settings.output}"
     )
+
+
+def _size(settings: ExportSettings) -> str:
+    size = settings.estimated_bytes()
+    return f"about {size / 1e6:.0f} MB" if size else "a bundle of a size that is not known before the weights"
 
 
 def _list() -> None:
@@ -174,14 +201,14 @@ def _list() -> None:
 
 
 def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a seed of 0 or more, given {value}")
-    return value
+    return _integer(text, 0)
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, given {value}")
-    return value
+    return _integer(text, 1)
+
+
+def _integer(text: str, smallest: int) -> int:
+    if not text.isdecimal() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"expected a whole number of {smallest} or more, given {text}")
+    return int(text)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npnet_export.errors import ParityError
 from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_kernels.linalg.choice import Solver
 from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.errors import InputError
 from npnet_runtime.golden import SIGNS, GoldenNoise
 from npnet_runtime.manifest import ParityRow
 from npnet_runtime.network import NPNet
@@ -40,6 +42,9 @@ def compare(
         device: where the engine runs.
         samples: noises, from the seeds 0, 1, ...
 
+    Raises:
+        ParityError: the engine gives values that are not finite.
+
     Returns:
         One row for golden noise, which has a tolerance, and rows that only inform: what another rule for
         the signs and another SVD routine would change.
@@ -47,7 +52,10 @@ def compare(
     manifest = bundle.manifest
     noise, prompt_embeds = fresh_inputs(network, samples)
     golden = GoldenNoise(bundle, device=device)
-    given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
+    try:
+        given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
+    except InputError as error:  # the inputs are sound: the engine is not
+        raise ParityError(f"the engine was not kept; try another --precision: {error}") from error
     reference = _reference(network, noise, prompt_embeds, "lapack", manifest.signs)
     statistic, tolerance = TOLERANCES[manifest.precision]
     inputs = f"{samples} noises, seeds 0-{samples - 1}"

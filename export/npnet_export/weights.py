@@ -59,6 +59,15 @@ class WeightsRequest:
             source = f"{self.model.repository}:{self.model.filename}"
         return read.network(), {"source": source, "form": read.form, "sha256": read.sha256}
 
+    def check(self) -> None:
+        """Find out what can be known without loading them.
+
+        Raises:
+            CheckpointError: a file that does not exist.
+        """
+        if self._is_path() and not Path(str(self.source)).expanduser().is_file():
+            raise CheckpointError(f"{self.source}: expected a checkpoint file, found no such file")
+
     def config(self) -> NPNetConfig | None:
         """Shapes of the network, where they are known before the weights are fetched.
 
@@ -67,7 +76,7 @@ class WeightsRequest:
         """
         if self.model is not None:
             return self.model.config
-        return checkpoint.own_config(str(self.source)) if self._is_path() else None
+        return checkpoint.own_config(Path(str(self.source)).expanduser()) if self._is_path() else None
 
     def _is_path(self) -> bool:
         return self.source is not None and (Path(self.source).exists() or not looks_like_hub_id(self.source))

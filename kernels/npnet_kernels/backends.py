@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -73,8 +74,7 @@ def backend_for(x: Tensor, requested: str) -> str:
 
 
 def needs_operator(backend: str) -> bool:
-    """Whether a call has to go through a registered operator: not where nothing is launched and nobody
-    traces.
+    """Whether a call has to go through a registered operator: not if nothing is launched and nobody traces.
 
     The CPU thus avoids the second that importing PyTorch's compiler takes, which `triton_op` needs.
     """
@@ -89,6 +89,18 @@ def has_triton() -> bool:
 def interpreting() -> bool:
     """Whether Triton's interpreter was asked for."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def device_guard(x: Tensor) -> AbstractContextManager[object]:
+    """Make the GPU of `x` the current one, where Triton launches; nothing on a CPU or while tracing."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.cuda.device(x.device)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Keep the caller's autocast away from products that are float32 for a reason."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def launchable(kernel: Any) -> Any:

@@ -42,8 +42,10 @@ class OnnxRuntimeBackend:
         self._lock = threading.Lock() if self._stream else nullcontext()
         self._ort = onnxruntime
         self._manifest = bundle.manifest
-        self._spectral_head = self._session(bundle, SPECTRAL_HEAD)
-        self._prompt_half = self._session(bundle, PROMPT_HALF)
+        self._spectral_head = self._session(bundle, SPECTRAL_HEAD, ("u", "s", "vh"), ("f",))
+        self._prompt_half = self._session(
+            bundle, PROMPT_HALF, ("noise", "prompt_embeds"), ("scale_shift", "residual")
+        )
 
     def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
         """See `Backend`."""
@@ -61,7 +63,9 @@ class OnnxRuntimeBackend:
         self._run(self._prompt_half, {"noise": noise, "prompt_embeds": prompt_embeds}, outputs)
         return scale_shift, residual
 
-    def _session(self, bundle: EngineBundle, name: str) -> Any:
+    def _session(
+        self, bundle: EngineBundle, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    ) -> Any:
         graph = bundle.read(name)
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
@@ -76,6 +80,11 @@ class OnnxRuntimeBackend:
             session = self._ort.InferenceSession(graph, options, providers=[provider])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise BundleError(f"{bundle.path / name}: ONNX Runtime cannot load it: {error}") from error
+        given = [(item.name, item.type) for item in (*session.get_inputs(), *session.get_outputs())]
+        if given != [(tensor, "tensor(float)") for tensor in (*inputs, *outputs)]:
+            raise BundleError(
+                f"{bundle.path / name}: expected float inputs {inputs} and outputs {outputs}, given {given}"
+            )
         wanted = provider if isinstance(provider, str) else provider[0]
         if session.get_providers()[0] != wanted:
             raise BackendError(
@@ -86,7 +95,7 @@ class OnnxRuntimeBackend:
 
     def _run(self, session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         binding = session.io_binding()
-        tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        tensors = {name: tensor.resolve_neg().contiguous() for name, tensor in inputs.items()}
         index = self.device.index or 0
         for bind, group in ((binding.bind_input, tensors), (binding.bind_output, outputs)):
             for name, tensor in group.items():

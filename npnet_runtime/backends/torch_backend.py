@@ -34,6 +34,7 @@ class TorchBackend:
         self._kernels = kernels
         try:
             state = load(bundle.read(WEIGHTS))
+            _check_dtypes(state, bundle)
             network = NPNet.from_state(bundle.manifest.config, state)
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"{bundle.path / WEIGHTS} does not fit the manifest: {error}") from error
@@ -49,3 +50,14 @@ class TorchBackend:
         affine = half.text_affine
         scale_shift = text_affine(prompt_embeds, affine.weight, affine.bias, backend=self._kernels)
         return scale_shift, half.residual(noise, scale_shift)
+
+
+def _check_dtypes(state: dict[str, Tensor], bundle: EngineBundle) -> None:
+    with torch.device("meta"):
+        network = NPNet(bundle.manifest.config).float().to_precision(DTYPES[bundle.manifest.precision])
+    for name, expected in network.state_dict().items():
+        if name in state and state[name].dtype != expected.dtype:
+            raise BundleError(
+                f"{bundle.path / WEIGHTS}: {name}: expected {expected.dtype} in a bundle of precision "
+                f"{bundle.manifest.precision}, given {state[name].dtype}"
+            )

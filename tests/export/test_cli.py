@@ -98,8 +98,11 @@ def test_dry_run_finds_what_would_fail(tmp_path: Path, capsys: pytest.CaptureFix
         ([], 2, "--model is required"),
         (["--model", "flux"], 1, "unknown model 'flux': expected one of sdxl"),
         (["--model", "sdxl", "--weights", "a", "--random-weights", "0"], 2, "not allowed with"),
-        (["--model", "sdxl", "--random-weights", "-1"], 2, "seed of 0 or more"),
-        (["--model", "sdxl", "--max-batch", "0"], 2, "expected 1 or more"),
+        (["--model", "sdxl", "--random-weights", "-1"], 2, "whole number of 0 or more, given -1"),
+        (["--model", "sdxl", "--random-weights", "abc"], 2, "whole number of 0 or more, given abc"),
+        (["--model", "sdxl", "--max-batch", "0"], 2, "whole number of 1 or more, given 0"),
+        (["--model", "sdxl", "--weights", "absent.pth", "--dry-run"], 1, "no such file"),
+        (["--model", "sdxl", "--device", "mps", "--output", "{tmp}/x"], 1, "expected one of cpu"),
         (["--model", "sdxl", "--engine", "coffee"], 2, "invalid choice"),
         (["--model", "sdxl", "--weights", "absent.pth", "--output", "{tmp}/x"], 1, "no such file"),
         (["--model", "sdxl", "--device", "warp", "--output", "{tmp}/x"], 1, "warp"),
@@ -134,6 +137,37 @@ def test_inspect(small_bundle: EngineBundle, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     for text in ("canonical-v1", "intact", "max_abs", small_bundle.manifest.engine):
         assert text in printed
+
+
+def test_names_in_brackets_are_names(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "small[b]x.safetensors"
+    weights.write_bytes(Path(small[1]).read_bytes())
+    arguments = ["--weights", str(weights), *small[2:], "--output", "[red]", "--quiet"]
+    assert main(arguments) == 0
+    assert main(["inspect", "[red]"]) == 0
+    assert "small[b]x" in capsys.readouterr().out
+
+
+def test_file_size_limit(small: list[str], tmp_path: Path) -> None:
+    """As a full disk: the writer of the weights fails half-way."""
+    options = shlex.join([sys.executable, "-m", "npnet_export", *small, "--output", str(tmp_path / "b")])
+    script = f"ulimit -f 30; exec {options}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "cannot write the bundle" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_that_cannot_be_printed() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-u", "-m", "npnet_export", "--list"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
 
 
 def test_inspect_tells_a_changed_file(

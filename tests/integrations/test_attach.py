@@ -96,6 +96,28 @@ class TestWhatChanges:
         assert torch.equal(given, NOISE)
 
 
+class TestPolicies:
+    def test_other_size(self, text_bundle: EngineBundle, sdxl: Any, run: Run) -> None:
+        golden = GoldenNoise(text_bundle, device="cpu", resolution="transfer")
+        generator = torch.Generator().manual_seed(7)
+        noise = torch.randn(1, 4, 24, 20, generator=generator)
+        options = {"height": 48, "width": 40}
+        expected = run(
+            sdxl, latents=golden(noise, embeds(sdxl, ["a red cat"])), generator=generator, **options
+        )
+        golden.attach(sdxl)
+        assert np.array_equal(run(sdxl, **options), expected)
+
+    def test_other_length(self, text_bundle: EngineBundle, sdxl: Any, run: Run) -> None:
+        golden = GoldenNoise(text_bundle, device="cpu", tokens="average")
+        long = torch.randn(1, 154, 32, generator=torch.Generator().manual_seed(0))
+        options = {"prompt_embeds": long, "pooled_prompt_embeds": torch.ones(1, 16), "guidance_scale": 1.0}
+        noise, rest = drawn(1)
+        expected = run(sdxl, None, latents=golden(noise, long), generator=rest, **options)
+        golden.attach(sdxl)
+        assert np.array_equal(run(sdxl, None, **options), expected)
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "one step": {"num_inference_steps": 1},

@@ -30,7 +30,7 @@ class Tolerance(NamedTuple):
 TOLERANCES = {
     "golden": Tolerance(1e-4, "the aim of the project, against a float64 SVD, with |f| = 0.8 s"),
     "single": Tolerance(
-        1e-2, "cuSOLVER in float32 throughout; sgesdd is off by 3e-3 in the worst of 200 draws"
+        1e-2, "cuSOLVER in float32 throughout; sgesdd is off by 7e-3 in the worst of 2,000 draws"
     ),
     "replay": Tolerance(0.0, "a graph replays the same launches on the same inputs"),
 }

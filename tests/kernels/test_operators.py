@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from npnet_kernels import (
     spectral_correction,
     text_affine,
 )
+from npnet_kernels.linalg import signs
 
 Draw = Callable[..., torch.Tensor]
 WEIGHTS = {"text_weight": 0.3, "residual_weight": 0.05}
@@ -125,6 +126,39 @@ def test_compiled(gaussian: Draw) -> None:
     i = reconstruction_inputs(gaussian)
     compiled = torch.compile(lambda inputs: reconstruct(**inputs, **WEIGHTS), backend="aot_eager")
     torch.testing.assert_close(compiled(i), reconstruct(**i, **WEIGHTS))
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [lambda: torch.autocast("cpu"), lambda: default_dtype(torch.float64), lambda: torch.device("meta")],
+    ids=["autocast", "default dtype", "default device"],
+)
+def test_untouched_by_the_callers_settings(
+    surroundings: Callable[[], contextlib.AbstractContextManager[object]], gaussian: Draw
+) -> None:
+    i, matrix = reconstruction_inputs(gaussian), gaussian(2, 33, 33)
+    prompt, weight = gaussian(2, 3, 40), gaussian(8, 120)
+
+    def everything() -> list[torch.Tensor]:
+        solvers = ("lapack", "gram", "jacobi", "torch")
+        factors = [x for solver in solvers for x in npnet_kernels.svd(matrix, solver=solver)]
+        return [*factors, reconstruct(**i, **WEIGHTS), text_affine(prompt, weight, weight[:, 0])]
+
+    expected = everything()
+    signs._reference_vector.cache_clear()
+    with surroundings():
+        actual = everything()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_two_stages_equal_one(gaussian: Draw) -> None:

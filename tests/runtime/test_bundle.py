@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load, save
 
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.bundle import check_target, write_bundle
@@ -88,7 +90,22 @@ def test_file_damaged(copied: Path, damage: str) -> None:
         (lambda m: m.update(config={}), BundleError, "malformed"),
         (lambda m: m.update(max_batch=0), BundleError, "malformed"),
         (lambda m: m.update(precision="int3"), BundleError, "malformed"),
-        (lambda m: m.update(files={}), BundleError, "lists no file"),
+        (lambda m: m.update(files={}), BundleError, "at least one"),
+        (lambda m: m.update(files={"other": {"bytes": 1, "sha256": ""}}), BundleError, "lists no file"),
+        (lambda m: m.update(files={"a": {"bytes": "x", "sha256": 5}}), BundleError, "bytes: expected int"),
+        (lambda m: m.update(format_version=True), BundleError, "expected format version 1, given True"),
+        (lambda m: m.update(requires=[]), BundleError, "requires: expected dict"),
+        (lambda m: m.update(requires={"torch": 5}), BundleError, "expected conditions such as"),
+        (lambda m: m.update(signs=[]), BundleError, "signs: expected str"),
+        (lambda m: m.update(model=5), BundleError, "model: expected str"),
+        (lambda m: m.update(weights=[]), BundleError, "weights: expected dict"),
+        (lambda m: m.update(built_with=[]), BundleError, "built_with: expected dict"),
+        (lambda m: m.update(float32_parts=[1]), BundleError, "float32_parts: expected tuple"),
+        (lambda m: m.update(text_weight="a"), BundleError, "text_weight: expected float"),
+        (lambda m: m.update(residual_weight=None), BundleError, "residual_weight: expected float"),
+        (lambda m: m.update(text_weight=float("nan")), BundleError, "finite number"),
+        (lambda m: m.update(max_batch=True), BundleError, "max_batch: expected int"),
+        (lambda m: m["parity"][0].update(value="d"), BundleError, "parity: value: expected float"),
         (lambda m: m.update(signs="canonical-v9"), BundleError, "sign rule of canonical-v1, as-is"),
         (lambda m: m.update(engine="tpu"), BackendError, "the bundle was built for tpu"),
         (lambda m: m.update(requires={"torch": ">=99.0"}), BackendError, "needs torch >=99.0"),
@@ -111,7 +128,7 @@ def test_manifest_changed(copied: Path, change: Callable, error: type[Exception]
         GoldenNoise(copied, device="cpu")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])
 def test_manifest_unreadable(copied: Path, content: bytes) -> None:
     (copied / FILENAME).write_bytes(content)
     with pytest.raises(BundleError, match=FILENAME):
@@ -134,9 +151,51 @@ def test_no_bundle(tmp_path: Path) -> None:
         GoldenNoise(tmp_path / "file")
     with pytest.raises(BundleError, match="no engine bundle"):
         GoldenNoise(tmp_path)
+    with pytest.raises(BundleError, match="expected the path of an engine bundle, given None"):
+        GoldenNoise(None)  # type: ignore[arg-type]
+
+
+def reseal(path: Path, name: str, content: bytes) -> None:
+    """Put other content into a bundle, with the sha256 to match."""
+    (path / name).write_bytes(content)
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit(path, lambda m: m["files"].update({name: entry}))
+
+
+def test_weights_of_another_precision(small_bundles: dict[str, EngineBundle], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(small_bundles["torch"].path, tmp_path / "b"))
+    state = load((path / "weights.safetensors").read_bytes())
+    state["spectral_head.qkv.weight"] = state["spectral_head.qkv.weight"].double()
+    reseal(path, "weights.safetensors", save(state))
+    with pytest.raises(BundleError, match=r"qkv.weight: expected torch.float32 .*, given torch.float64"):
+        GoldenNoise(path, device="cpu")
+
+
+def test_graphs_swapped(small_bundles: dict[str, EngineBundle], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(small_bundles["onnxruntime"].path, tmp_path / "b"))
+    reseal(path, "spectral_head.onnx", (path / "prompt_half.onnx").read_bytes())
+    with pytest.raises(BundleError, match=r"expected float inputs \('u', 's', 'vh'\).*given"):
+        GoldenNoise(path, device="cpu")
+
+
+def test_graph_that_is_none(small_bundles: dict[str, EngineBundle], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(small_bundles["onnxruntime"].path, tmp_path / "b"))
+    reseal(path, "spectral_head.onnx", b"not a graph")
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
+        GoldenNoise(path, device="cpu")
 
 
 class TestWrite:
+    def test_keeps_a_link_to_the_folder(self, small_bundle: EngineBundle, tmp_path: Path) -> None:
+        (tmp_path / "v1").mkdir()
+        (tmp_path / "current").symlink_to("v1")
+        with write_bundle(tmp_path / "current", force=True) as (folder, seal):
+            (folder / "engine").write_bytes(b"1")
+            seal(small_bundle.manifest)
+        assert (tmp_path / "current").is_symlink()
+        assert (tmp_path / "v1" / "engine").read_bytes() == b"1"
+        assert sorted(os.listdir(tmp_path)) == ["current", "v1"]
+
     def test_lists_what_is_there(self, small_bundle: EngineBundle, tmp_path: Path) -> None:
         with write_bundle(tmp_path / "b") as (folder, seal):
             (folder / "engine").write_bytes(b"12345")

@@ -126,6 +126,12 @@ def test_foreign(content: object, said: str, tmp_path: Path) -> None:
         checkpoint.read(tmp_path / "foreign.pth", SMALL)
 
 
+def test_git_lfs_pointer(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="a git-lfs pointer; run git lfs pull"):
+        checkpoint.read(tmp_path / "x.pth", SMALL)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         checkpoint.read(tmp_path / "absent.pth", SMALL)
@@ -145,7 +151,10 @@ def test_no_file(tmp_path: Path) -> None:
         ),
         (lambda g: g.update(beta=torch.ones(2)), r"misshapen: beta: expected \[\], given \[2\]"),
         (lambda g: g.update(beta=torch.ones(1).long()), r"not floating point: beta"),
-        (lambda g: g["unet_svd"]["mlp3.0.bias"].fill_(torch.nan), r"not finite: unet_svd.mlp3.0.bias"),
+        (lambda g: g["unet_svd"]["mlp3.0.bias"].fill_(torch.nan), r"not finite in float32: unet_svd.mlp3"),
+        (lambda g: g.update(beta=torch.tensor([1e300]).double()), r"not finite in float32: beta"),
+        (lambda g: g.update(beta=torch.ones(1).to(torch.float8_e4m3fn)), r"not floating point: beta"),
+        (lambda g: g["unet_svd"].update({"mlp3.0.bias": torch.ones(32).to_sparse()}), r"no dense values"),
     ],
 )
 def test_wrong_tensors(change: object, said: str, small_state: State, tmp_path: Path) -> None:

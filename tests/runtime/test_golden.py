@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -294,6 +297,9 @@ def broken(tensor: Tensor, value: float) -> Tensor:
         (NOISE.to(torch.complex64), PROMPTS, "given torch.complex64"),
         (broken(NOISE, torch.nan), PROMPTS, "noise: expected finite values, given 1"),
         (broken(NOISE, torch.inf), PROMPTS, "noise: expected finite values, given 1"),
+        (NOISE.double() * 1e300, PROMPTS, "NaN, infinite or too large"),
+        (NOISE.to_sparse(), PROMPTS, "expected a dense tensor, given one of layout torch.sparse_coo"),
+        (torch.nested.nested_tensor(list(NOISE)), PROMPTS, "expected a dense tensor, given a nested one"),
         (NOISE.numpy(), PROMPTS, "noise: expected a torch.Tensor, given ndarray"),
         (NOISE.to("meta"), PROMPTS, r"expected a tensor on cpu.*given one on meta.*\.to\('cpu'\)"),
         (NOISE, PROMPTS[:, :4], r"prompt_embeds: expected shape \(batch, 5, 12\).*given \(2, 4, 12\)"),
@@ -324,6 +330,45 @@ def test_prepared_for_another_engine(small_bundles: dict[str, EngineBundle]) -> 
 def test_errors_share_a_base() -> None:
     assert issubclass(InputError, NPNetError)
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize("device", ["warp", 1.5, "cuda:x"])
+def test_no_such_device(small_bundle: EngineBundle, device: object) -> None:
+    with pytest.raises(BackendError, match="expected cpu, cuda or cuda:N"):
+        GoldenNoise(small_bundle, device=device)  # type: ignore[arg-type]
+
+
+def test_cpu_by_index(small_bundle: EngineBundle) -> None:
+    golden = GoldenNoise(small_bundle, device="cpu:0")
+    assert torch.equal(golden(NOISE, PROMPTS), GoldenNoise(small_bundle, device="cpu")(NOISE, PROMPTS))
+
+
+def test_result_that_overflows(small_bundle: EngineBundle) -> None:
+    golden = GoldenNoise(small_bundle, device="cpu")
+    with pytest.raises(InputError, match="golden noise is not finite in torch.float16"):
+        golden(NOISE.half(), PROMPTS * 1e7)
+
+
+def test_after_a_fork(small_bundle: EngineBundle) -> None:
+    """Threads do not survive a fork: an error, where the call would wait for ever."""
+    golden = GoldenNoise(small_bundle, device="cpu")
+    golden(NOISE, PROMPTS)
+    child = os.fork()
+    if child == 0:
+        try:
+            golden(NOISE, PROMPTS)
+        except BackendError as error:
+            os._exit(0 if "make it after the fork" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_copies(small_bundle: EngineBundle) -> None:
+    golden = GoldenNoise(small_bundle, device="cpu")
+    assert copy.deepcopy(golden) is golden
+    again = pickle.loads(pickle.dumps(golden))
+    assert torch.equal(again(NOISE, PROMPTS), golden(NOISE, PROMPTS))
+    assert repr(golden) == f"<GoldenNoise small, {small_bundle.manifest.engine} fp32 on cpu>"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")

@@ -4,14 +4,10 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.affine.reference import text_affine_reference
-from npnet_kernels.backends import Backend, backend_for, needs_operator
+from npnet_kernels.backends import Backend, backend_for, device_guard, full_precision, needs_operator
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 
-_BLOCK_B = (
-    16  # the smallest side of tl.dot; the same for every batch, so rows do not depend on their neighbours
-)
-_BLOCK_K = 256
 _MOST_OUTPUTS = 128
 
 
@@ -34,10 +30,12 @@ def text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor, *, backend:
     _check(prompt_embeds, weight, bias)
     chosen = backend_for(prompt_embeds, backend)
     if not needs_operator(chosen):
-        return text_affine_reference(prompt_embeds, weight, bias)
+        with full_precision(prompt_embeds):
+            return text_affine_reference(prompt_embeds, weight, bias)
     import npnet_kernels.affine.operators  # noqa: F401
 
-    return torch.ops.npnet.text_affine(prompt_embeds, weight, bias, chosen)
+    with device_guard(prompt_embeds):
+        return torch.ops.npnet.text_affine(prompt_embeds, weight, bias, chosen)
 
 
 def _check(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> None:

@@ -44,9 +44,9 @@ class Choice:
 
 
 _AUTOMATIC = {
-    "cpu": {"lapack": "fastest on the CPU"},
+    "cpu": {"lapack": "accurate, and takes any shape"},
     "cuda": {
-        "gram": "accurate, batched on the device",
+        "gram": "accurate, on the device",
         "jacobi": "the only solver that a CUDA graph can hold",
         "torch": "takes any shape",
     },

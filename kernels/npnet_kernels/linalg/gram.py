@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from npnet_kernels.linalg.batching import one_by_one
 from npnet_kernels.linalg.refinement import Refined, refine
 
 
@@ -19,10 +20,7 @@ def gram_svd(matrix: Tensor) -> Refined:
         `Refined`, meaningless wherever `residual` exceeds the tolerance.
     """
     if not matrix.is_cuda:
-        # One matrix at a time: a batched product may be blocked otherwise than a single one, and the result
-        # for a matrix must not depend on its neighbours.
-        parts = [_solve(single) for single in matrix]
-        return Refined(*(torch.stack(part) for part in zip(*parts, strict=True)))
+        return Refined(*one_by_one(_solve, matrix))
     return _solve(matrix)
 
 

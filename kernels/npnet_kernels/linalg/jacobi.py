@@ -16,12 +16,16 @@ longer than `c`; a power iteration, cheaper, underestimates the norm and diverge
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from npnet_kernels.linalg.batching import one_by_one
 from npnet_kernels.linalg.refinement import Refined, refine
+
+Product = Callable[[Tensor, Tensor], Tensor]
 
 ALPHA = (2 - math.sqrt(2)) / 4
 
@@ -71,20 +75,29 @@ def jacobi_svd(matrix: Tensor) -> Refined:
         from npnet_kernels.linalg.jacobi_launch import jacobi_vectors
 
         return refine(matrix, jacobi_vectors(matrix.float()).double())
-    parts = [refine(single, jacobi_vectors_reference(single.float()).double()) for single in matrix]
-    return Refined(*(torch.stack(part) for part in zip(*parts, strict=True)))
+    return Refined(*one_by_one(_solve_reference, matrix))
 
 
-def jacobi_vectors_reference(matrix: Tensor, schedule: Schedule | None = None) -> Tensor:
-    """Right singular vectors of one matrix, `(n, n)` float32, in columns and in no order."""
+def _solve_reference(matrix: Tensor) -> Refined:
+    return refine(matrix, jacobi_vectors_reference(matrix.float()).double())
+
+
+def jacobi_vectors_reference(
+    matrix: Tensor, schedule: Schedule | None = None, coarse_product: Product = torch.matmul
+) -> Tensor:
+    """Right singular vectors of one matrix, `(n, n)` float32, in columns and in no order.
+
+    `coarse_product` multiplies in the coarse phase; `tf32_product` shows what TF32 does to the iteration.
+    """
     plan = schedule or schedule_for(matrix.shape[-1])
-    b, v = matrix, torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    b, v = matrix, eye
     for _ in range(plan.coarse):
-        rotation = _angles(b, plan.coarse_threshold)
-        b, v = _rotate(b, v, rotation, plan.step)
+        rotation = _angles(b, plan.coarse_threshold, coarse_product)
+        b, v = _rotate(b, v, rotation, plan.step, coarse_product)
     for iteration in range(plan.fine):
         if iteration % plan.clean_every == 0:
-            v = v + v @ ((torch.eye(len(v), dtype=v.dtype) - v.mT @ v) / 2)
+            v = v + v @ ((eye - v.mT @ v) / 2)
             b = matrix @ v
         rotation = _angles(b, plan.fine_threshold)
         b, v = _rotate(b, v, rotation, plan.step)
@@ -93,8 +106,18 @@ def jacobi_vectors_reference(matrix: Tensor, schedule: Schedule | None = None) -
     return v
 
 
-def _angles(b: Tensor, threshold: float) -> Tensor:
-    products = b.mT @ b
+def tf32_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` as TF32 computes it: operands rounded to 10 bits of fraction, sums in float32."""
+    return _round_to_tf32(a) @ _round_to_tf32(b)
+
+
+def _round_to_tf32(x: Tensor) -> Tensor:
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def _angles(b: Tensor, threshold: float, multiply: Product = torch.matmul) -> Tensor:
+    products = multiply(b.mT, b)
     squares = b.square().sum(-2)
     d_i, d_j = squares.unsqueeze(-1), squares.unsqueeze(-2)
     gap = d_j - d_i
@@ -109,10 +132,12 @@ def _angles(b: Tensor, threshold: float) -> Tensor:
     return upper - upper.mT
 
 
-def _rotate(b: Tensor, v: Tensor, rotation: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    square = rotation @ rotation
+def _rotate(
+    b: Tensor, v: Tensor, rotation: Tensor, step: float, multiply: Product = torch.matmul
+) -> tuple[Tensor, Tensor]:
+    square = multiply(rotation, rotation)
     bound = torch.linalg.matrix_norm(square).sqrt()
     t = torch.clamp(step / torch.where(bound == 0, 1, bound), max=1.0)
     k, k2 = t * rotation, t.square() * square
-    p = k + k2 / 2 + (ALPHA * k + ALPHA**2 * k2) @ k2
-    return b + b @ p, v + v @ p
+    p = k + k2 / 2 + multiply(ALPHA * k + ALPHA**2 * k2, k2)
+    return b + multiply(b, p), v + multiply(v, p)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from npnet_kernels.linalg import jacobi_kernels as kernels
 from npnet_kernels.linalg.jacobi import ALPHA, Schedule, schedule_for
 
 _COARSE, _FINE = "tf32", "tf32x3"  # tf32x3 keeps 22 bits of a product
@@ -45,7 +46,7 @@ class _Run:
         self.matrix, self.plan = matrix, plan
         self.tiling = choose_tiling(batch)
         self.side = -(-n // self.tiling.block)
-        eye = torch.eye(n, device=matrix.device).expand(matrix.shape)
+        eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device).expand(matrix.shape)
         self.stack = torch.stack((matrix, eye))
         self.spare = torch.empty_like(self.stack)
         self.k, self.q, self.p = (torch.empty_like(matrix) for _ in range(3))
@@ -64,43 +65,20 @@ class _Run:
         return self.stack[1]
 
     def _iterate(self, iteration: int, threshold: float, precision: str, limit: float) -> None:
-        from npnet_kernels.linalg import jacobi_kernels as kernels
-
         n, done, next_done = self.matrix.shape[-1], self.done[iteration], self.done[iteration + 1]
-        grid, blocks, sums = self._grid(), self._blocks(precision), self._sums()
+        grid, blocks, tiles = self._grid(), self._blocks(precision), self.side**2
+        sums = {"TILES": 1 << (tiles - 1).bit_length()}
         kernels.angles_kernel[grid](self.stack, self.k, self.k_norm, done, n, threshold, **blocks)
         kernels.square_kernel[grid](
-            self.k,
-            self.q,
-            self.k_norm,
-            self.q_norm,
-            done,
-            next_done,
-            n,
-            limit,
-            self.side**2,
-            **blocks,
-            **sums,
-        )
+            self.k, self.q, self.k_norm, self.q_norm, done, next_done, n, limit, tiles, **blocks, **sums
+        )  # fmt: skip
         kernels.polynomial_kernel[grid](
-            self.k,
-            self.q,
-            self.p,
-            self.q_norm,
-            done,
-            n,
-            self.plan.step,
-            ALPHA,
-            self.side**2,
-            **blocks,
-            **sums,
-        )
+            self.k, self.q, self.p, self.q_norm, done, n, self.plan.step, ALPHA, tiles, **blocks, **sums
+        )  # fmt: skip
         self._multiply(self.stack, self.p, self.stack, self.spare, done, precision, add=True)
         self.stack, self.spare = self.spare, self.stack
 
     def _clean(self, iteration: int) -> None:
-        from npnet_kernels.linalg import jacobi_kernels as kernels
-
         n, done = self.matrix.shape[-1], self.done[iteration]
         kernels.defect_kernel[self._grid()](self.stack[1], self.p, done, n, **self._blocks(_FINE))
         self._multiply(self.stack[1], self.p, self.stack[1], self.spare[1], done, _FINE, add=True)
@@ -108,18 +86,8 @@ class _Run:
         self.stack, self.spare = self.spare, self.stack
 
     def _multiply(
-        self,
-        left: Tensor,
-        right: Tensor,
-        old: Tensor,
-        out: Tensor,
-        done: Tensor,
-        precision: str,
-        *,
-        add: bool,
-    ) -> None:
-        from npnet_kernels.linalg import jacobi_kernels as kernels
-
+        self, left: Tensor, right: Tensor, old: Tensor, out: Tensor, done: Tensor, precision: str, add: bool
+    ) -> None:  # fmt: skip
         n, batch = right.shape[-1], right.shape[0]
         grid = (self.side, self.side, left.numel() // (n * n))
         kernels.multiply_kernel[grid](
@@ -137,6 +105,3 @@ class _Run:
             "BLOCK_K": tiling.block_k,
             "num_warps": tiling.num_warps,
         }
-
-    def _sums(self) -> dict[str, int]:
-        return {"TILES": 1 << (self.side**2 - 1).bit_length()}

@@ -11,9 +11,8 @@ def normalise(matrix: Tensor) -> tuple[Tensor, Tensor]:
         matrix: `(..., R, C)` float32, on any device.
 
     Returns:
-        The scaled matrix in float64, largest magnitude in [1/2, 1) unless near
-        the ends of the float32 range, and the scale `(...)` in float64. The
-        scale of a zero matrix is 1; NaN and infinity pass through to be caught later.
+        The scaled matrix in float64, largest magnitude in [1/2, 1) except at the ends of float32's range, and
+        the scale `(...)` in float64, 1 for a zero matrix. NaN and infinity pass through, to be caught later.
     """
     wide = matrix.double()
     largest = wide.abs().amax((-2, -1))

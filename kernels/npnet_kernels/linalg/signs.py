@@ -58,4 +58,4 @@ def reference_draws(n: int) -> list[float]:
 @lru_cache(maxsize=32)
 def _reference_vector(n: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a cached inference tensor would break callers outside inference mode
-        return torch.tensor(reference_draws(n), dtype=torch.float64).to(device)
+        return torch.tensor(reference_draws(n), dtype=torch.float64, device="cpu").to(device)

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from npnet_kernels.backends import has_triton
+from npnet_kernels.backends import device_guard, full_precision, has_triton
 from npnet_kernels.errors import SVDInputError
 from npnet_kernels.linalg.choice import Choice, Situation, Solver, choose
 from npnet_kernels.linalg.gram import gram_svd
@@ -32,7 +32,8 @@ def svd(matrix: Tensor, *, solver: Solver = "auto", signs: Signs = "canonical") 
     """Thin singular value decomposition of a batch of matrices, `matrix = u @ diag(s) @ vh`.
 
     Args:
-        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours.
+        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours; with
+            `"torch"` its last bits may.
         solver: `"auto"` lets `choose_solver` decide; `"lapack"` runs on the host; `"gram"` (batched `eigh`)
             and `"jacobi"` (matrix products, fit for CUDA graphs) take square matrices of side 16 to 512;
             `"torch"` is `torch.linalg.svd`.
@@ -87,21 +88,11 @@ def _check(matrix: Tensor, signs: str) -> None:
 
 @torch.library.custom_op("npnet::svd", mutates_args=())
 def _svd(matrix: Tensor, solver: str) -> Factors:
-    k = min(matrix.shape[-2:])
-    rows, columns = matrix.shape[-2:]
+    *lead, rows, columns = matrix.shape
+    k = min(rows, columns)
     flat = matrix.reshape(-1, rows, columns)
-    capturing = _capturing(matrix)
-    if not capturing:
-        _check_finite(flat)
-    if len(flat) == 0:
-        u, s, vh = flat.new_empty(0, rows, k), flat.new_empty(0, k), flat.new_empty(0, k, columns)
-    elif solver == "lapack":
-        u, s, vh = lapack_svd(flat)
-    elif solver == "torch":
-        u, s, vh = library_svd(flat)
-    else:
-        u, s, vh = _solve_by_products(flat, solver, capturing)
-    lead = matrix.shape[:-2]
+    with device_guard(matrix), full_precision(matrix):
+        u, s, vh = _dispatch(flat, solver)
     return (
         u.reshape(*lead, rows, k).contiguous(),
         s.reshape(*lead, k).contiguous(),
@@ -118,6 +109,21 @@ def _(matrix: Tensor, solver: str) -> Factors:
         matrix.new_empty(*lead, k),
         matrix.new_empty(*lead, k, columns),
     )
+
+
+def _dispatch(matrix: Tensor, solver: str) -> Factors:
+    batch, rows, columns = matrix.shape
+    k = min(rows, columns)
+    capturing = _capturing(matrix)
+    if not capturing:
+        _check_finite(matrix)
+    if batch == 0:
+        return matrix.new_empty(0, rows, k), matrix.new_empty(0, k), matrix.new_empty(0, k, columns)
+    if solver == "lapack":
+        return lapack_svd(matrix)
+    if solver == "torch":
+        return library_svd(matrix)
+    return _solve_by_products(matrix, solver, capturing)
 
 
 def _solve_by_products(matrix: Tensor, solver: str, capturing: bool) -> Factors:

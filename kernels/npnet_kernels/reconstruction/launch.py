@@ -56,7 +56,7 @@ def launch_reconstruct(
     else:  # pointers that the kernel never follows
         scale_shift = residual = partial = noise
         chunk, text_weight, residual_weight = 1, 0.0, 0.0
-    f = f.float().contiguous()
+    f = f.contiguous()
     chunks = partial.shape[-1] if finish else 1
     tiling = choose_tiling(batch)
     tiles = _cdiv(height, tiling.block_h) * _cdiv(width, tiling.block_w)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from npnet_kernels.backends import Backend, backend_for, needs_operator
+from npnet_kernels.backends import Backend, backend_for, device_guard, full_precision, needs_operator
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 from npnet_kernels.reconstruction.grid import grid_side
@@ -34,9 +34,11 @@ def spectral_correction(
     _check_factors(noise, u, f, vh)
     chosen = backend_for(noise, backend)
     if not needs_operator(chosen):
-        return spectral_reference(noise, u, f, vh)
+        with full_precision(noise):
+            return spectral_reference(noise, u, f, vh)
     _register()
-    return torch.ops.npnet.spectral_correction(noise, u, f, vh, chosen)
+    with device_guard(noise):
+        return torch.ops.npnet.spectral_correction(noise, u, f, vh, chosen)
 
 
 def combine(
@@ -76,7 +78,8 @@ def combine(
     if not needs_operator(chosen):
         return combine_reference(*arguments)
     _register()
-    return torch.ops.npnet.combine(*arguments, chosen)
+    with device_guard(noise):
+        return torch.ops.npnet.combine(*arguments, chosen)
 
 
 def reconstruct(
@@ -101,9 +104,11 @@ def reconstruct(
     chosen = backend_for(noise, backend)
     branches = (scale_shift, residual, float(text_weight), float(residual_weight))
     if not needs_operator(chosen):
-        return combine_reference(spectral_reference(noise, u, f, vh), noise, *branches)
+        with full_precision(noise):
+            return combine_reference(spectral_reference(noise, u, f, vh), noise, *branches)
     _register()
-    return torch.ops.npnet.reconstruct(noise, u, f, vh, *branches, chosen)
+    with device_guard(noise):
+        return torch.ops.npnet.reconstruct(noise, u, f, vh, *branches, chosen)
 
 
 def _register() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from npnet_kernels import text_affine
+from npnet_kernels.backends import Backend
 
 Draw = Callable[..., torch.Tensor]
 
@@ -17,14 +18,17 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = Tolerance(
-    1e-6, "relative to sum |x w|: blocks of 256 terms in float32, each addition rounds at 6e-8"
+    1e-6,
+    "relative to sum |x w|: blocks of 256 terms in float32, each addition rounds at 6e-8; interpreted 9e-8",
 )
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 7, 96, 8), (3, 5, 123, 8), (17, 3, 171, 32), (33, 1, 1, 2), (2, 11, 301, 18)]
 
 
-def check(prompt: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    result = text_affine(prompt, weight, bias, backend="triton")
+def check(
+    prompt: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, backend: Backend = "triton"
+) -> None:
+    result = text_affine(prompt, weight, bias, backend=backend)
     x, w, b = prompt.double().cpu().flatten(1), weight.double().cpu(), bias.double().cpu()
     assert result.dtype == torch.float32
     error = (result.cpu().double() - (x @ w.mT + b)).abs()
@@ -44,7 +48,9 @@ def test_against_double(
     batch, tokens, dim, outputs = shape
     prompt = gaussian(batch, tokens, dim, dtype=dtype).to(device)
     weight = gaussian(outputs, tokens * dim, seed=1, dtype=weight_dtype).to(device)
-    check(prompt, weight, gaussian(outputs, seed=2, dtype=weight_dtype).to(device))
+    bias = gaussian(outputs, seed=2, dtype=weight_dtype).to(device)
+    check(prompt, weight, bias)
+    check(prompt, weight, bias, backend="torch")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
