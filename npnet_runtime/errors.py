@@ -30,3 +30,7 @@ class BundleError(NPNetError):
 
 class BackendError(NPNetError):
     """No back end can run this engine bundle here, or the one chosen failed to start."""
+
+
+class PipelineError(NPNetError, ValueError):
+    """A pipeline that golden noise cannot be attached to, or not in the state it is in."""

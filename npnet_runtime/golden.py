@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,17 @@ from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError, InputError
-from npnet_runtime.inputs import check_noise, check_prompt_embeds
+from npnet_runtime.inputs import check_noise, check_noise_shape, check_prompt_embeds, check_prompt_shape
+from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens
+from npnet_runtime.resolution import (
+    ResolutionPolicy,
+    check_resolution_policy,
+    to_native_size,
+    to_network_size,
+)
+
+if TYPE_CHECKING:
+    from npnet_runtime.integrations.diffusers import GivenLatents
 
 # What a manifest records -> what `svd` takes.
 SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-is": "as-is"}
@@ -43,7 +53,7 @@ class PreparedNoise:
 
     Args:
         noise: (B, C, H, W), a copy of what was given.
-        spectral: (B, C, H, W) float32, the finished spectral half.
+        spectral: (B, *config.latent_shape) float32, the finished spectral half.
         engine: digest of the bundle that made it.
     """
 
@@ -68,10 +78,15 @@ class GoldenNoise:
         backend: `"auto"`, or the only one to consider: `"torch"`, `"onnxruntime"`, `"aoti"`, `"tensorrt"`,
             `"tensorrt-rtx"`.
         kernels: `"auto"` for the Triton kernels on CUDA, `"torch"` for their plain PyTorch references.
+        tokens: what to do with prompt embeddings of another number of tokens than the network reads:
+            `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.prompts`.
+        resolution: what to do with noise of another size: `"error"` or `"transfer"`; see
+            `npnet_runtime.resolution`.
 
     Raises:
         BundleError: no bundle, or one that was changed or is unreadable.
         BackendError: no back end can run it on that device; the message says why for each.
+        InputError: an unknown policy for tokens or resolution.
     """
 
     def __init__(
@@ -81,7 +96,13 @@ class GoldenNoise:
         device: str | torch.device | None = None,
         backend: str = "auto",
         kernels: Kernels = "auto",
+        tokens: TokenPolicy = "error",
+        resolution: ResolutionPolicy = "error",
     ) -> None:
+        check_token_policy(tokens)
+        check_resolution_policy(resolution)
+        self._tokens = tokens
+        self._resolution = resolution
         self.bundle = engine if isinstance(engine, EngineBundle) else EngineBundle.open(engine)
         manifest = self.bundle.manifest
         if manifest.signs not in SIGNS:
@@ -106,8 +127,9 @@ class GoldenNoise:
         """Golden noise for a batch of noise and its prompts.
 
         Args:
-            noise: (B, C, H, W) of unit variance, float16, bfloat16, float32 or float64, on `device`; or
-                what `prepare` returned for it. Not yet multiplied by the scheduler's `init_noise_sigma`.
+            noise: (B, C, H, W), white and of unit variance, float16, bfloat16, float32 or float64, on
+                `device`; or what `prepare` returned for it. Not yet multiplied by the scheduler's
+                `init_noise_sigma`.
             prompt_embeds: (P, tokens, width) of the positive prompts, any of these dtypes. P is 1, B, or
                 divides B: each prompt then serves B / P noises in a row, as in diffusers'
                 `num_images_per_prompt`.
@@ -124,25 +146,30 @@ class GoldenNoise:
             self._check_prepared(noise)
             source = noise.noise
         else:
-            check_noise(noise, self.bundle.manifest.config, self.device)
+            check_noise(noise, self.bundle.manifest.config, self.device, self._resolution)
             source = noise
-        check_prompt_embeds(prompt_embeds, len(source), self.bundle.manifest.config, self.device)
+        config = self.bundle.manifest.config
+        check_prompt_embeds(prompt_embeds, len(source), config, self.device, self._tokens)
         spectral = noise if isinstance(noise, PreparedNoise) else self._start_spectral(source)
         # Made outside inference mode, so that callers may change it in place.
         golden = torch.empty_like(source, memory_format=torch.contiguous_format, requires_grad=False)
         with self._quiet():
-            source = source.float().contiguous()
-            repeats = len(source) // len(prompt_embeds)
-            scale_shift, residual = self._prompt_half(source, prompt_embeds.repeat_interleave(repeats, dim=0))
+            native = source.float().contiguous()
+            noise = to_network_size(native, config)
+            prompt_embeds = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
+            repeats = len(noise) // len(prompt_embeds)
+            scale_shift, residual = self._prompt_half(noise, prompt_embeds.repeat_interleave(repeats, dim=0))
             combined = combine(
                 spectral.spectral if isinstance(spectral, PreparedNoise) else spectral(),
-                source,
+                noise,
                 scale_shift,
                 residual,
                 text_weight=self.bundle.manifest.text_weight,
                 residual_weight=self.bundle.manifest.residual_weight,
                 backend=self._kernels,
             )
+            if noise is not native:
+                combined = native + to_native_size(combined - noise, *native.shape[2:])
             golden.copy_(combined)
             if not golden.isfinite().all():
                 raise InputError(
@@ -164,10 +191,37 @@ class GoldenNoise:
             InputError: as in a call.
         """
         self._check_process()
-        check_noise(noise, self.bundle.manifest.config, self.device)
+        check_noise(noise, self.bundle.manifest.config, self.device, self._resolution)
         spectral = self._start_spectral(noise)()
         # a copy: the caller may go on to change theirs
         return PreparedNoise(noise.detach().clone(), spectral, self.bundle.digest)
+
+    def attach(self, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
+        """Make every call of a diffusers pipeline start from golden noise.
+
+        See `npnet_runtime.integrations.diffusers.attach`.
+        """
+        from npnet_runtime.integrations import diffusers
+
+        diffusers.attach(self, pipe, given_latents=given_latents)
+
+    def detach(self, pipe: Any) -> None:
+        """Make the pipeline what it was before `attach`.
+
+        See `npnet_runtime.integrations.diffusers.detach`.
+        """
+        from npnet_runtime.integrations import diffusers
+
+        diffusers.detach(self, pipe)
+
+    def check_shapes(self, noise: tuple[int, ...], prompt_embeds: tuple[int, ...]) -> None:
+        """Check the shapes of a call ahead of it, before the noise is even drawn.
+
+        Raises:
+            InputError: a call with noise and prompt embeddings of these shapes would be refused.
+        """
+        check_noise_shape(noise, self.bundle.manifest.config, self._resolution)
+        check_prompt_shape(prompt_embeds, noise[0], self.bundle.manifest.config, self._tokens)
 
     def report(self) -> str:
         """What runs and why, and how well it agreed with the float32 network when it was built."""
@@ -211,10 +265,11 @@ class GoldenNoise:
         manifest = self.bundle.manifest
         return f"<GoldenNoise {manifest.model}, {manifest.engine} {manifest.precision} on {self.device}>"
 
-    def __reduce__(self) -> tuple[Callable[..., GoldenNoise], tuple[str, str, str, str]]:
+    def __reduce__(self) -> tuple[Callable[..., GoldenNoise], tuple[str, ...]]:
         # Pickled as what it was made from: the bundle is opened, and checked, again.
         path = str(self.bundle.path.absolute())
-        return _reopen, (path, str(self.device), self._backend_asked, self._kernels)
+        options = (self._backend_asked, self._kernels, self._tokens, self._resolution)
+        return _reopen, (path, str(self.device), *options)
 
     def __deepcopy__(self, memo: object) -> GoldenNoise:
         return self  # nothing in it changes, and copies of a pipeline may share an engine
@@ -228,7 +283,7 @@ class GoldenNoise:
 
     def _spectral_half(self, noise: Tensor) -> Tensor:
         with self._quiet():
-            noise = noise.float()
+            noise = to_network_size(noise.float(), self.bundle.manifest.config)
             try:
                 factors = svd(latent_to_matrix(noise), signs=SIGNS[self.bundle.manifest.signs])
             except KernelError as error:
@@ -270,5 +325,14 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return torch.device("cpu") if resolved.type == "cpu" else resolved  # cpu:0 is cpu
 
 
-def _reopen(path: str, device: str, backend: str, kernels: Kernels) -> GoldenNoise:
-    return GoldenNoise(path, device=device, backend=backend, kernels=kernels)
+def _reopen(
+    path: str,
+    device: str,
+    backend: str,
+    kernels: Kernels,
+    tokens: TokenPolicy,
+    resolution: ResolutionPolicy,
+) -> GoldenNoise:
+    return GoldenNoise(
+        path, device=device, backend=backend, kernels=kernels, tokens=tokens, resolution=resolution
+    )

@@ -7,22 +7,43 @@ from torch import Tensor
 
 from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import InputError
+from npnet_runtime.prompts import TokenPolicy, check_tokens
+from npnet_runtime.resolution import ResolutionPolicy
 
 DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BUILT_FOR = "this engine was built for that shape only"
+# of the autoencoders of SDXL, DreamShaper and Hunyuan-DiT
+PIXELS_PER_LATENT = 8
 
 
-def check_noise(noise: Tensor, config: NPNetConfig, device: torch.device) -> None:
+def check_noise(
+    noise: Tensor, config: NPNetConfig, device: torch.device, resolution: ResolutionPolicy = "error"
+) -> None:
     """Check a batch of initial noise.
+
+    Args:
+        noise: to be checked.
+        config: shapes of the network.
+        device: of the engine.
+        resolution: what is done with other sizes H and W.
 
     Raises:
         InputError: no tensor of shape (B, C, H, W), B >= 1, of a real floating dtype on the engine's
             device, or with a value that is not finite.
     """
-    _check(noise, "noise", ("batch", *config.latent_shape), ("batch", "C", "H", "W"), device)
+    _check_tensor("noise", noise)
+    check_noise_shape(tuple(noise.shape), config, resolution)
+    _check_values("noise", noise, device)
 
 
-def check_prompt_embeds(prompt_embeds: Tensor, batch: int, config: NPNetConfig, device: torch.device) -> None:
+def check_prompt_embeds(
+    prompt_embeds: Tensor,
+    batch: int,
+    config: NPNetConfig,
+    device: torch.device,
+    tokens: TokenPolicy = "error",
+) -> None:
     """Check the prompt embeddings for a batch of noise.
 
     Args:
@@ -30,39 +51,83 @@ def check_prompt_embeds(prompt_embeds: Tensor, batch: int, config: NPNetConfig, 
         batch: number of noises.
         config: shapes of the network.
         device: of the engine.
+        tokens: what is done with other numbers of tokens.
 
     Raises:
         InputError: no tensor of shape (P, tokens, width) with P dividing the batch, of a real floating
             dtype on the engine's device, or with a value that is not finite.
     """
-    _check(
-        prompt_embeds, "prompt_embeds", ("batch", *config.text_shape), ("batch", "tokens", "width"), device
-    )
-    if batch % len(prompt_embeds):
+    _check_tensor("prompt_embeds", prompt_embeds)
+    check_prompt_shape(tuple(prompt_embeds.shape), batch, config, tokens)
+    _check_values("prompt_embeds", prompt_embeds, device)
+
+
+def check_noise_shape(
+    shape: tuple[int, ...], config: NPNetConfig, resolution: ResolutionPolicy = "error"
+) -> None:
+    """Check the shape of a batch of noise.
+
+    Raises:
+        InputError: it is not (B, C, H, W) with B >= 1.
+    """
+    expected, remedy = config.latent_shape, BUILT_FOR
+    if len(shape) == 4 and shape[1] == expected[0] and shape[2:] != expected[1:] and all(shape):
+        if resolution == "transfer":
+            return
+        height, width = (PIXELS_PER_LATENT * side for side in expected[1:])
+        remedy = (
+            f"images of {height} x {width} pixels at {PIXELS_PER_LATENT} to a latent, the only size that the "
+            'network was trained for, have it; GoldenNoise(..., resolution="transfer") takes every size'
+        )
+    _check_shape("noise", shape, expected, ("batch", "C", "H", "W"), remedy)
+
+
+def check_prompt_shape(
+    shape: tuple[int, ...], batch: int, config: NPNetConfig, tokens: TokenPolicy = "error"
+) -> None:
+    """Check the shape of the prompt embeddings for a batch of noise.
+
+    Raises:
+        InputError: it is not (P, tokens, width) with P dividing the batch.
+    """
+    expected, remedy = config.text_shape, BUILT_FOR
+    if len(shape) == 3 and shape[2] == config.text_dim and shape[1] != config.text_tokens:
+        if tokens == "error":
+            remedy = (
+                'GoldenNoise(..., tokens="truncate") or tokens="average" takes longer and shorter prompts'
+            )
+        else:
+            check_tokens(shape[1], config.text_tokens, tokens)
+            expected = (shape[1], config.text_dim)
+    _check_shape("prompt_embeds", shape, expected, ("batch", "tokens", "width"), remedy)
+    if batch % shape[0]:
         raise InputError(
             f"prompt_embeds: expected 1 prompt, {batch} prompts or a divisor of {batch} for {batch} noises, "
-            f"given {len(prompt_embeds)}"
+            f"given {shape[0]}"
         )
 
 
-def _check(
-    tensor: Tensor, name: str, shape: tuple[str | int, ...], axes: tuple[str, ...], device: torch.device
+def _check_shape(
+    name: str, given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str, ...], remedy: str
 ) -> None:
+    if len(given) != len(axes) or given[1:] != shape:
+        wanted = f"({', '.join(map(str, ('batch', *shape)))})"
+        raise InputError(
+            f"{name}: expected shape {wanted} = ({', '.join(axes)}), given {tuple(given)}; {remedy}"
+        )
+    if given[0] == 0:
+        raise InputError(f"{name}: expected a batch of at least 1, given an empty one")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, given {type(tensor).__name__}")
     if tensor.is_nested or tensor.layout != torch.strided:
         kind = "a nested one" if tensor.is_nested else f"one of layout {tensor.layout}"
         raise InputError(f"{name}: expected a dense tensor, given {kind}; call .to_dense() or stack it")
-    wanted = f"({', '.join(map(str, shape))})"
-    if tensor.ndim != len(shape) or any(
-        size != given for size, given in zip(shape[1:], tensor.shape[1:], strict=True)
-    ):
-        raise InputError(
-            f"{name}: expected shape {wanted} = ({', '.join(axes)}), given {tuple(tensor.shape)}; "
-            f"this engine was built for that shape only"
-        )
-    if tensor.shape[0] == 0:
-        raise InputError(f"{name}: expected a batch of at least 1, given an empty one")
+
+
+def _check_values(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.dtype not in DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise InputError(f"{name}: expected a dtype of {expected}, given {tensor.dtype}")

@@ -93,6 +93,10 @@ OPTIONAL = (
     "matplotlib",
     "tensorrt",
     "tensorrt_rtx",
+    "accelerate",
+    "diffusers",
+    "transformers",
+    "PIL",
 )
 LIGHT = """
 import sys, time

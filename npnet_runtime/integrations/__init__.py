@@ -1,0 +1,1 @@
+"""Golden noise in other people's programs. Nothing here is imported by `import npnet_runtime`."""

@@ -1,0 +1,147 @@
+"""Attach golden noise to one pipeline object, and take it off again.
+
+A pipeline encodes its prompt (`encode_prompt`), then draws its noise and scales it for the scheduler
+(`prepare_latents`). An attached pipeline is given a subclass of its own class in which these two methods
+and `__call__` are wrapped, as `torch.nn.utils.parametrize` does with modules: the class in diffusers and
+every other pipeline stay as they are. Called on their own, the wrapped methods do what they always did.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from npnet_runtime.errors import PipelineError
+from npnet_runtime.integrations.diffusers.call import Call, GivenLatents
+from npnet_runtime.integrations.diffusers.checks import check_pipeline
+from npnet_runtime.integrations.diffusers.draw import Draw
+
+if TYPE_CHECKING:
+    from npnet_runtime.golden import GoldenNoise
+
+ATTRIBUTE = "_npnet_attachment"
+
+
+@dataclass(eq=False)
+class Attachment:
+    """What an attached pipeline carries; its copies share it."""
+
+    golden: GoldenNoise
+    given_latents: GivenLatents
+    # one thread: a pipeline is in one call at a time
+    worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "npnet-ahead"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        return self
+
+
+# Per thread and per nesting: a callback of one pipeline may call another.
+_current: ContextVar[Call | None] = ContextVar("npnet_call", default=None)
+
+
+def attach(golden: GoldenNoise, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
+    """Make every call of `pipe` start from golden noise.
+
+    The noise is drawn as the plain pipeline draws it, from the same random state, made golden for the
+    positive prompt, and handed to the pipeline, which multiplies it by its scheduler's
+    `init_noise_sigma`. Calls take and return what they did before.
+
+    Args:
+        golden: the engine. Any number of pipelines may share it.
+        pipe: a text-to-image pipeline of diffusers, such as `StableDiffusionXLPipeline`,
+            `HunyuanDiTPipeline`, `StableDiffusionPipeline` or their ControlNet variants.
+        given_latents: what becomes of noise that a caller passes as `latents`: `"golden"` makes it
+            golden as well, `"as-is"` leaves it alone.
+
+    Raises:
+        PipelineError: no such pipeline, one whose latents or text embeddings do not fit the network,
+            or one that has golden noise attached already.
+    """
+    if given_latents not in ("golden", "as-is"):
+        raise PipelineError(f"given_latents: expected 'golden' or 'as-is', given {given_latents!r}")
+    if _attachment(pipe) is not None:
+        raise PipelineError(
+            f"pipe: expected a plain {type(pipe).__name__}, given one that has golden noise attached; "
+            "detach it first"
+        )
+    check_pipeline(pipe, golden.bundle.manifest.config)
+    pipe.__dict__[ATTRIBUTE] = Attachment(golden, given_latents)
+    plain: Any = type(pipe)
+    pipe.__class__ = _attached_class(plain)
+
+
+def detach(golden: GoldenNoise, pipe: Any) -> None:
+    """Give the pipeline its own class back: it is what it was before `attach`.
+
+    Raises:
+        PipelineError: this engine is not attached to it.
+    """
+    attachment = _attachment(pipe)
+    if attachment is None or attachment.golden is not golden:
+        found = "one with no golden noise" if attachment is None else "one attached to another GoldenNoise"
+        raise PipelineError(
+            f"pipe: expected a pipeline attached to this GoldenNoise, given {found} ({type(pipe).__name__})"
+        )
+    (pipe.__class__,) = type(pipe).__bases__
+    del pipe.__dict__[ATTRIBUTE]
+
+
+def _attachment(pipe: object) -> Attachment | None:
+    return getattr(pipe, "__dict__", {}).get(ATTRIBUTE)
+
+
+def _call_of(pipe: object) -> Call | None:
+    call = _current.get()
+    return call if call is not None and call.pipe is pipe else None
+
+
+@functools.cache
+def _attached_class(plain: Any) -> type:
+    """The subclass of a pipeline class whose calls start from golden noise. It holds no state."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        attachment: Attachment = self.__dict__[ATTRIBUTE]
+        call = Call(self, attachment.golden, attachment.given_latents)
+        token = _current.set(call)
+        try:
+            call.begin(attachment.worker, args, kwargs)
+            return plain.__call__(self, *args, **kwargs)
+        finally:
+            _current.reset(token)
+            call.end()
+
+    def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        encoded = plain.encode_prompt(self, *args, **kwargs)
+        if call := _call_of(self):
+            call.saw_prompt(encoded)
+        return encoded
+
+    def prepare_latents(
+        self: Any,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        dtype: Any,
+        device: Any,
+        generator: Any,
+        latents: Any = None,
+    ) -> Any:
+        if call := _call_of(self):
+            factor = self.vae_scale_factor
+            shape = (batch_size, num_channels_latents, int(height) // factor, int(width) // factor)
+            latents = call.latents(Draw(shape, dtype, device, generator), latents)
+        return plain.prepare_latents(
+            self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents
+        )
+
+    wrapped = {
+        method.__name__: functools.wraps(getattr(plain, method.__name__))(method)
+        for method in (__call__, encode_prompt, prepare_latents)
+    }
+    # The name of the plain class: `save_pretrained` writes it down.
+    names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(plain.__name__, (plain,), wrapped | names)
