@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ class Page(HTMLParser):
 
 
 def test_compares(
-    command: Command, output: Path, text_bundle: EngineBundle, sdxl: object, run: Callable
+    command: Command, output: Path, text_bundle: EngineBundle, sdxl: Any, run: Callable
 ) -> None:
     assert command("--seeds", "7-8", "--compare") == 0
     golden = GoldenNoise(text_bundle, device="cpu")
