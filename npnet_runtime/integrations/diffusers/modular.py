@@ -59,7 +59,7 @@ class GoldenNoiseStep(ModularPipelineBlocks):
             PipelineError: the pipeline runs on another device than the engine.
             InputError: noise or a prompt that the engine cannot take; no random number was drawn.
         """
-        block = self.get_block_state(state)
+        block: Any = self.get_block_state(state)
         device = check_device(components, self._golden.device)
         noise = block.latents
         if noise is None:
