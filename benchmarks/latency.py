@@ -116,7 +116,8 @@ def _options() -> argparse.Namespace:
 def _contenders(
     options: argparse.Namespace, weights: WeightsRequest, device: torch.device, folder: Path, stage: Stages
 ) -> list[Contender]:
-    wanted = options.engine or [f"{kind}:{p}" for kind in ENGINES for p in _PRECISIONS[device.type]]
+    here = [name for name, kind in ENGINES.items() if device.type in kind.devices]
+    wanted = options.engine or [f"{name}:{p}" for name in here for p in _PRECISIONS[device.type]]
     contenders = []
     for item in wanted:
         kind, _, precision = item.partition(":")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -78,7 +79,7 @@ class EngineBundle:
     def rebuild_command(self) -> str:
         """The command that writes this bundle again."""
         manifest = self.manifest
-        options = {
+        options: dict[str, Any] = {
             "--model": manifest.model if manifest.model in MODELS else None,
             "--weights": manifest.weights.get("source") if "random_seed" not in manifest.weights else None,
             "--random-weights": manifest.weights.get("random_seed"),
@@ -86,9 +87,10 @@ class EngineBundle:
             "--precision": manifest.precision,
             "--signs": "as-is" if manifest.signs == "as-is" else None,
             "--max-batch": manifest.max_batch,
+            **manifest.build_options,
             "--output": self.path,
         }
-        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        words = [word for name, value in options.items() for word in _words(name, value)]
         return shlex.join(["npnet-export", *words, "--force"])
 
     def _remedy(self) -> str:
@@ -148,6 +150,15 @@ def check_target(path: Path, *, force: bool, need_bytes: int = 0) -> None:
             f"{path}: expected {need_bytes:,} bytes of free space, given {free:,}; "
             f"free some, or choose another --output"
         )
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """An option as the command line takes it: a flag, one value, or the option repeated."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [name]
+    return [word for item in (value if isinstance(value, list) else [value]) for word in (name, str(item))]
 
 
 def _seal(folder: Path, manifest: Manifest) -> EngineBundle:

@@ -29,7 +29,7 @@ from npnet_runtime.errors import CheckpointError
 from npnet_runtime.files import atomic_file, sha256
 from npnet_runtime.models import MODELS
 from npnet_runtime.network import NPNet
-from npnet_runtime.published import GROUPS, is_unused, published_name
+from npnet_runtime.published import GROUPS, TEXT_GROUPS, is_unused, published_name
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMAT, FORMAT_VERSION = "npnet-runtime-checkpoint", 1
@@ -82,8 +82,11 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
     else:
         if config is None:
             raise CheckpointError(f"{path}: a published checkpoint does not say its shapes; name its model")
-        form, tensors = _published_form(path, tensors)
-        names = {name: published_name(name) for name in _shapes(config)}
+        _require_published(path, tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_unused(name)}
+        text = next((group for group in TEXT_GROUPS if f"{group}.linear.weight" in tensors), TEXT_GROUPS[0])
+        form = f"safetensors/{text}" if _is_safetensors(path) else "pth"
+        names = {name: published_name(name, text) for name in _shapes(config)}
     shapes = {names[name]: shape for name, shape in _shapes(config).items()}
     _check(path, tensors, shapes)
     state = {own: tensors[name].detach().float().contiguous() for own, name in names.items()}
@@ -185,17 +188,13 @@ def _parse_config(path: Path, text: str) -> NPNetConfig:
     return config
 
 
-def _published_form(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    text = "text_embedding" if any(name.startswith("text_embedding.") for name in tensors) else "embeeding"
-    renamed = {name.replace("text_embedding.", "embeeding.", 1): value for name, value in tensors.items()}
-    groups = {name.partition(".")[0] for name in renamed}
-    if not groups & set(GROUPS):
+def _require_published(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    groups = {name.partition(".")[0] for name in tensors}
+    if not groups & {*GROUPS, *TEXT_GROUPS}:
         raise CheckpointError(
-            f"{path} is no NPNet checkpoint: expected the groups {', '.join(GROUPS)}; "
-            f"given {', '.join(sorted(groups)[:8]) or 'no tensors'}"
+            f"{path} is no NPNet checkpoint: expected the groups {', '.join(GROUPS)} and "
+            f"{' or '.join(TEXT_GROUPS)}; given {', '.join(sorted(groups)[:8]) or 'no tensors'}"
         )
-    form = f"safetensors/{text}" if _is_safetensors(path) else "pth"
-    return form, {name: value for name, value in renamed.items() if not is_unused(name)}
 
 
 def _shapes(config: NPNetConfig) -> dict[str, tuple[int, ...]]:
@@ -225,7 +224,10 @@ def _check(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple
 def _model_hint(tensors: Mapping[str, Tensor]) -> str:
     """The models whose text the checkpoint reads, when it has a text affine at all."""
     for name, tensor in tensors.items():
-        if name.endswith(("embeeding.linear.weight", "text_affine.weight")) and tensor.ndim == 2:
+        if (
+            name.endswith((*(f"{group}.linear.weight" for group in TEXT_GROUPS), "text_affine.weight"))
+            and tensor.ndim == 2
+        ):
             width = tensor.shape[1]
             fitting = [m.name for m in MODELS.values() if width == m.config.text_tokens * m.config.text_dim]
             return f" (its text affine is that of --model {' or '.join(fitting)})" if fitting else ""

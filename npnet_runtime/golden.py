@@ -75,7 +75,8 @@ class GoldenNoise:
     Args:
         engine: folder of an engine bundle, as `npnet-export` writes it, or an opened one.
         device: where to run; by default the current CUDA device if there is one, else the CPU.
-        backend: `"auto"`, `"torch"` or `"onnxruntime"`.
+        backend: `"auto"`, or the only one to consider: `"torch"`, `"onnxruntime"`, `"aoti"`, `"tensorrt"`,
+            `"tensorrt-rtx"`.
         kernels: `"auto"` for the Triton kernels on CUDA, `"torch"` for their plain PyTorch references.
         tokens: what to do with prompt embeddings of another number of tokens than the network reads:
             `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.prompts`.
@@ -231,6 +232,7 @@ class GoldenNoise:
             *(str(candidate) for candidate in self._candidates),
             f"kernels: {self._chosen_kernels}",
             str(choose_solver(torch.empty(1, *manifest.config.matrix_shape, device=self.device))),
+            *([f"parity: NOT checked when built: {manifest.unverified}"] if manifest.unverified else []),
             *(
                 f"parity when built: {row.quantity}: {row.statistic} {row.value:.2g}"
                 + (f" (tolerance {row.tolerance:g})" if row.tolerance is not None else "")

@@ -35,7 +35,7 @@ class ParityRow:
     Args:
         inputs: what both were given.
         quantity: the tensor compared.
-        statistic: `max_abs` or `rms` of the difference.
+        statistic: `max_abs` or `rms` of the difference, or the `cosine` of the angle between both.
         value: what was found.
         tolerance: what was allowed; None where the row only informs.
     """
@@ -63,11 +63,17 @@ class Manifest:
         signs: the rule for the signs of singular vectors (`npnet_kernels.svd`).
         text_weight: 2 sigmoid(alpha) - 1.
         residual_weight: beta.
-        requires: package -> version condition (`>=1.2` or `==1.2.3`) on the machine that loads it.
-        compute_capability: of the GPU the engine is bound to (`9.0`), or None for any machine.
+        requires: package -> version condition (`>=1.2`, `==1.2.3` or `~=1.2`) on the machine that loads it.
+        device: `cpu` or `cuda` where the engine's code runs on that kind only, else None.
+        compute_capabilities: of the GPUs the engine runs on: `8.9`, or `8.0+` for that and all later
+            ones. Empty for any.
+        platform: what else the engine's code is bound to, keys of `backends.machine.PLATFORM`:
+            `system`, `machine`, `cpu_features`. Empty for any.
+        build_options: options of `npnet-export` beyond those every engine has.
         files: by name relative to the bundle.
         built_with: versions, operating system and GPU of the machine that wrote it.
-        parity: comparison with the float32 PyTorch network.
+        parity: comparison with the float32 PyTorch network; empty if it was not run.
+        unverified: why it was not run, or None.
     """
 
     package_version: str
@@ -82,10 +88,14 @@ class Manifest:
     text_weight: float
     residual_weight: float
     requires: dict[str, str]
-    compute_capability: str | None
+    device: str | None
+    compute_capabilities: tuple[str, ...]
+    platform: dict[str, str]
+    build_options: dict[str, Any]
     files: dict[str, BundleFile]
     built_with: dict[str, Any]
     parity: tuple[ParityRow, ...]
+    unverified: str | None
 
     def to_json(self) -> str:
         """Text of `manifest.json`; the same manifest gives the same text."""
@@ -132,6 +142,7 @@ class Manifest:
                     **values,
                     "config": NPNetConfig.from_dict(values["config"]),
                     "float32_parts": tuple(values["float32_parts"]),
+                    "compute_capabilities": tuple(values["compute_capabilities"]),
                     "files": {name: BundleFile(**entry) for name, entry in values["files"].items()},
                     "parity": tuple(ParityRow(**row) for row in values["parity"]),
                 }
@@ -155,9 +166,14 @@ class Manifest:
             # a name must not lead out of the bundle
             "files: expected plain file names": any(Path(name).name != name for name in self.files),
             "requires: expected conditions such as >=1.2 or ==1.2.3": any(
-                re.fullmatch(r"(>=|==)\d[\w.+]*", str(condition)) is None
+                re.fullmatch(r"(>=|==|~=)\d[\w.+]*", str(condition)) is None
                 for condition in self.requires.values()
             ),
+            "device: expected cpu, cuda or null": self.device not in (None, "cpu", "cuda"),
+            "compute_capabilities: expected such as 8.9 or 8.0+": any(
+                re.fullmatch(r"\d+\.\d\+?", capability) is None for capability in self.compute_capabilities
+            ),
+            "platform: expected text": not all(isinstance(value, str) for value in self.platform.values()),
         }
         for problem, present in problems.items():
             if present:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-GROUPS = ("unet_svd", "unet_embedding", "embeeding", "alpha", "beta")
+GROUPS = ("unet_svd", "unet_embedding", "alpha", "beta")
+TEXT_GROUPS = ("embeeding", "text_embedding")  # as the authors spell it, and as one conversion does
 
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"spectral_head\.u_mlp\.", "unet_svd.mlp1."),
@@ -13,7 +14,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"spectral_head\.s_linear\.", "unet_svd.mlp3.0."),
     (r"spectral_head\.f_mlp\.", "unet_svd.mlp4."),
     (r"spectral_head\.", "unet_svd.attention."),
-    (r"prompt_half\.text_affine\.", "embeeding.linear."),
+    (r"prompt_half\.text_affine\.", "TEXT.linear."),
     (r"prompt_half\.to_rgb\.", "unet_embedding.downconv."),
     (r"prompt_half\.from_features\.", "unet_embedding.upconv."),
     (r"prompt_half\.patch_embed\.", "unet_embedding.swin.patch_embed.proj."),
@@ -31,12 +32,17 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 _UNUSED = re.compile(r"unet_svd\.bn\.|unet_embedding\.swin\.head\.|.*\.(relative_position_index|attn_mask)$")
 
 
-def published_name(own: str) -> str:
-    """Name in a published checkpoint of a tensor of `NPNet.state_dict`."""
+def published_name(own: str, text_group: str = TEXT_GROUPS[0]) -> str:
+    """Name in a published checkpoint of a tensor of `NPNet.state_dict`.
+
+    Args:
+        own: a key of `NPNet.state_dict`.
+        text_group: what the file calls its text affine, one of `TEXT_GROUPS`.
+    """
     for pattern, replacement in _RULES:
         published, count = re.subn(f"^{pattern}", replacement, own)
         if count:
-            return published
+            return published.replace("TEXT.", f"{text_group}.")
     return own
 
 

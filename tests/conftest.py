@@ -103,11 +103,11 @@ def small_bundles(
     folder = tmp_path_factory.mktemp("engines")
     return {
         engine: export(small_settings(small_checkpoint, folder / engine, engine=engine))
-        for engine in ("torch", "onnxruntime")
+        for engine in ("torch", "onnxruntime", "aoti")
     }
 
 
-@pytest.fixture(params=["torch", "onnxruntime"])
+@pytest.fixture(params=["torch", "onnxruntime", "aoti"])
 def small_bundle(request: pytest.FixtureRequest, small_bundles: dict[str, EngineBundle]) -> EngineBundle:
     """A small engine of each kind. Not to be written to: `copied_bundle` is."""
     return small_bundles[request.param]

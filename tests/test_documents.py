@@ -6,6 +6,7 @@ A block whose fence says `norun` needs a network or a GPU; its Python must compi
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What the suite stands on already, or is.
 NOT_REPEATED = ("pip install", "pytest", "git ", "python -m venv", "source ", "ruff ", "mypy")
@@ -53,14 +57,27 @@ def test_run_readme(tmp_path: Path) -> None:
             assert result.returncode == 0, f"{step or code}\n{result.stdout}\n{result.stderr}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + path.name)
 def test_examples_compile(document: Path) -> None:
     for language, _, code in blocks(document):
         if language == "python":
             ast.parse(code)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_results_are_those_committed() -> None:
+    """Every ratio of the README's table stands in the JSON that the benchmark wrote."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "latency-sdxl-cpu.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    for row in result["rows"]:
+        assert row["parity"]["agrees"]
+        ratio = row["speed_up"]["end to end"]
+        assert f"| {row['engine']} | {row['batch']} |" in text
+        assert re.search(rf"\| {re.escape(row['engine'])} \| {row['batch']} \|.*{ratio:.2f}", text), row[
+            "engine"
+        ]

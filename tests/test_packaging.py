@@ -92,6 +92,7 @@ OPTIONAL = (
     "rich",
     "matplotlib",
     "tensorrt",
+    "tensorrt_rtx",
     "accelerate",
     "diffusers",
     "transformers",

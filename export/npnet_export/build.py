@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from npnet_export.engines import ENGINES, check_precision, float32_parts, in_precision
+from npnet_export.engines import ENGINES, check_engine, float32_parts, in_precision, unverifiable
 from npnet_export.errors import ExportError, ParityError
 from npnet_export.parity import compare
+from npnet_export.request import Binding, BuilderOptions, BuildRequest
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
-from npnet_runtime.backends.selection import installed_version
+from npnet_runtime.backends.machine import installed_version
 from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
 from npnet_runtime.golden import resolve_device
 from npnet_runtime.manifest import Manifest, ParityRow
@@ -40,6 +41,8 @@ class ExportSettings:
         max_batch: largest batch of one run.
         device: where the engine is checked; None for CUDA if there is any.
         force: replace a bundle that is there.
+        options: those that only some engines take.
+        verify: compare it with float32 PyTorch before it is kept; without, the manifest says it was not.
     """
 
     weights: WeightsRequest
@@ -51,6 +54,8 @@ class ExportSettings:
     max_batch: int = 8
     device: str | None = None
     force: bool = False
+    options: BuilderOptions = field(default_factory=BuilderOptions)
+    verify: bool = True
 
     def estimated_bytes(self) -> int:
         """Size of the bundle to expect, from the number of weights; 0 before their shapes are known."""
@@ -66,7 +71,9 @@ def check(settings: ExportSettings) -> None:
     """Everything that can be found wrong before the work starts.
 
     Raises:
-        ExportError: the device does not exist, or the precision cannot be checked on it.
+        ExportError: the device does not exist, or the engine takes no such option, or cannot be compared
+            with PyTorch on the device.
+        BackendError: a module that builds the engine is missing.
         CheckpointError: the weights are a file that does not exist.
         BundleError: the output cannot be written.
     """
@@ -75,7 +82,9 @@ def check(settings: ExportSettings) -> None:
     if str(device) not in devices:
         raise ExportError(f"--device: expected one of {', '.join(devices)}, given {device}")
     settings.weights.check()
-    check_precision(settings.engine, settings.precision, device)
+    check_engine(
+        settings.engine, settings.precision, settings.options, settings.max_batch, device, settings.verify
+    )
     check_target(settings.output, force=settings.force, need_bytes=settings.estimated_bytes())
 
 
@@ -101,20 +110,37 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
     network, weights = settings.weights.load()
     with write_bundle(settings.output, force=settings.force) as (folder, seal):
         stage(f"building the {settings.engine} engine in {settings.precision}")
-        kind.write(in_precision(network, settings.precision), folder)
-        manifest = _manifest(settings, network, weights)
         device = resolve_device(settings.device)
-        stage(f"comparing with float32 PyTorch on {device}")
-        parity = compare(seal(manifest), network, device)
-        _require(parity)
-        bundle = seal(replace(manifest, parity=parity))
+        request = BuildRequest(
+            in_precision(network, settings.precision),
+            folder,
+            settings.precision,
+            device,
+            settings.max_batch,
+            settings.options,
+            stage,
+        )
+        manifest = _manifest(settings, network, weights, kind.write(request))
+        if settings.verify:
+            stage(f"comparing with float32 PyTorch on {device}")
+            parity = compare(seal(manifest), network, device)
+            _require(parity)
+            manifest = replace(manifest, parity=parity)
+        else:
+            reason = unverifiable(settings.engine, settings.precision, manifest.compute_capabilities, device)
+            unverified = f"--no-verify ({reason or 'left out on request'})"
+            stage(f"NOT compared with float32 PyTorch: {unverified}")
+            manifest = replace(manifest, unverified=unverified)
+        bundle = seal(manifest)
         stage("writing the bundle")
     size = sum(file.bytes for file in bundle.manifest.files.values())
     stage(f"done: {settings.output}, {size / 1e6:.1f} MB")
     return EngineBundle.open(settings.output)
 
 
-def _manifest(settings: ExportSettings, network: NPNet, weights: dict[str, Any]) -> Manifest:
+def _manifest(
+    settings: ExportSettings, network: NPNet, weights: dict[str, Any], binding: Binding
+) -> Manifest:
     return Manifest(
         package_version=__version__,
         model=settings.name,
@@ -127,19 +153,21 @@ def _manifest(settings: ExportSettings, network: NPNet, weights: dict[str, Any])
         signs=SIGN_RULES[settings.signs],
         text_weight=float(network.text_weight),
         residual_weight=float(network.beta),
-        requires=ENGINES[settings.engine].requires,
-        compute_capability=None,
+        **asdict(binding),
+        build_options=settings.options.given(),
         files={},
         built_with=environment(),
         parity=(),
+        unverified=None,
     )
 
 
 def environment() -> dict[str, Any]:
     """Versions of everything an export uses, the operating system and, if any, the GPU."""
-    packages = ("torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    packages = ("torch", "triton", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    engines = ("tensorrt", "tensorrt-rtx")
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    found |= {name: version for name in packages if (version := installed_version(name))}
+    found |= {name: version for name in (*packages, *engines) if (version := installed_version(name))}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = torch.version.cuda

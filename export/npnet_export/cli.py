@@ -16,26 +16,18 @@ from typing import NoReturn
 from rich.console import Console
 
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
+from npnet_export.cli_options import export_parser, inspect_parser, verify_parser
 from npnet_export.engines import ENGINES
-from npnet_export.errors import ExportError
 from npnet_export.inspection import inspect
+from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
+from npnet_export.verification import record, reference_network, verify
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import __version__
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import NPNetError
+from npnet_runtime.golden import resolve_device
+from npnet_runtime.manifest import FILENAME
 from npnet_runtime.models import MODELS, get_model
-
-EXAMPLES = """\
-examples:
-  npnet-export --model sdxl                          download the released weights, write engines/sdxl
-  npnet-export --model sdxl --weights sdxl.pth       from a checkpoint: .pth or .safetensors
-  npnet-export --model sdxl --random-weights 0       without a checkpoint, to try the pipeline
-  npnet-export --model hunyuan-dit --engine torch --precision fp16
-  npnet-export inspect engines/sdxl                  print a bundle and check its files
-
-exit status: 0 done, 1 failed (nothing was written), 2 wrong usage, 130 interrupted
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with _interruptible() as interrupted:
         try:
-            return _inspect(arguments[1:]) if arguments[:1] == ["inspect"] else _export(arguments)
+            commands = {"inspect": _inspect, "verify": _verify}
+            command = commands.get(arguments[0]) if arguments else None
+            return command(arguments[1:]) if command else _export(arguments)
         except (Exception, KeyboardInterrupt) as error:
             # Libraries may turn the interruption into an error of theirs.
             if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
@@ -83,7 +77,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = _parser()
+    parser = export_parser()
     options = parser.parse_args(arguments)
     if options.list:
         _list()
@@ -102,50 +96,26 @@ def _export(arguments: list[str]) -> int:
 
 
 def _inspect(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="npnet-export inspect", description="Print an engine bundle and check its files."
-    )
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    options = parser.parse_args(arguments)
+    options = inspect_parser().parse_args(arguments)
     # markup off: names in square brackets are names
     return 0 if inspect(EngineBundle.open(options.bundle), Console(markup=False)) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="npnet-export",
-        usage="npnet-export --model NAME [options]\n       npnet-export inspect DIR",
-        description="Turn NPNet weights into an engine bundle that npnet_runtime.GoldenNoise runs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--weights",
-        metavar="PATH_OR_HUB_ID",
-        help="a checkpoint, or owner/repository[:file]; default: the model's",
-    )
-    source.add_argument(
-        "--random-weights", metavar="SEED", type=_seed, help="make weights from a seed instead"
-    )
-    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help="default: %(default)s")
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--signs", choices=SIGN_RULES, default="canonical", help="of singular vectors; default: %(default)s"
-    )
-    parser.add_argument("--max-batch", metavar="N", type=_positive, default=8, help="default: %(default)s")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="default: engines/<model>")
-    parser.add_argument("--device", help="where the engine is checked; default: CUDA if there is any")
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
-    parser.add_argument("--list", action="store_true", help="list models and engines")
-    parser.add_argument("--version", action="version", version=f"npnet-export {__version__}")
-    return parser
+def _verify(arguments: list[str]) -> int:
+    options = verify_parser().parse_args(arguments)
+    bundle = EngineBundle.open(options.bundle)
+    device = resolve_device(options.device)
+    stages = Stages(quiet=options.quiet)
+    stages("loading the weights the bundle was made from")
+    network = reference_network(bundle, options.weights, options.random_weights, offline=options.offline)
+    stages(f"comparing {options.samples} noises with float32 PyTorch on {device}")
+    found = verify(bundle, network, device, options.samples, options.seed)
+    print(found)
+    found.require()
+    if options.record:
+        record(bundle, found)
+        stages(f"recorded in {bundle.path / FILENAME}")
+    return 0
 
 
 def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ExportSettings:
@@ -153,8 +123,6 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         parser.error("--model is required (see --list), or --weights with a checkpoint that says its shapes")
     model = get_model(options.model) if options.model else None
     name = model.name if model else Path(options.weights).stem
-    if options.precision not in ENGINES[options.engine].precisions:
-        raise ExportError(f"--engine {options.engine} cannot be built in {options.precision}")
     return ExportSettings(
         weights=WeightsRequest(model, options.weights, options.random_weights, options.offline),
         output=(options.output or Path("engines") / name).expanduser(),
@@ -165,6 +133,15 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         max_batch=options.max_batch,
         device=options.device,
         force=options.force,
+        options=BuilderOptions(
+            opt_batch=options.opt_batch,
+            optimization_level=options.optimization_level,
+            workspace_mb=options.workspace_mb,
+            compute_capability=tuple(options.compute_capability),
+            hardware_compatibility=options.hardware_compatibility,
+            version_compatible=options.version_compatible,
+        ),
+        verify=not options.no_verify,
     )
 
 
@@ -173,7 +150,7 @@ def _plan(settings: ExportSettings) -> str:
         f"would load {settings.weights.description}\n"
         f"would build a {settings.engine} engine in {settings.precision} for batches up to "
         f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}\n"
-        f"would compare it with float32 PyTorch\n"
+        f"would {'' if settings.verify else 'NOT '}compare it with float32 PyTorch\n"
         f"would write {_size(settings)} to {settings.output}"
     )
 
@@ -195,20 +172,6 @@ def _list() -> None:
             f"      for      {spec.base_model} ({spec.pipeline_class}), guidance {spec.guidance_scale}\n"
             f"      noise    {noise}, prompt {prompt}"
         )
-    print("engines:")
+    print("engines, each in fp32, fp16 or bf16:")
     for name, kind in ENGINES.items():
-        print(f"  {name:<12} {kind.description} ({', '.join(kind.precisions)})")
-
-
-def _seed(text: str) -> int:
-    return _integer(text, 0)
-
-
-def _positive(text: str) -> int:
-    return _integer(text, 1)
-
-
-def _integer(text: str, smallest: int) -> int:
-    if not text.isdecimal() or int(text) < smallest:
-        raise argparse.ArgumentTypeError(f"expected a whole number of {smallest} or more, given {text}")
-    return int(text)
+        print(f"  {name:<12} {kind.description}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 from safetensors.torch import save_file
 
 from npnet_export.errors import ExportError
+from npnet_export.request import Binding, BuilderOptions, BuildRequest
+from npnet_runtime.backends.machine import cuda_capabilities
+from npnet_runtime.backends.selection import runs_on
 from npnet_runtime.backends.torch_backend import DTYPES, WEIGHTS
 from npnet_runtime.network import FLOAT32_PARTS, NPNet
 
@@ -20,39 +23,62 @@ class EngineKind:
 
     Args:
         description: for `--list`.
-        precisions: it can be built in.
-        requires: package -> version condition that a bundle of this kind puts on its machine.
-        write: writes its files; takes the network in the bundle's precision, and a folder.
+        write: writes the files, and says what they are bound to.
+        options: fields of `BuilderOptions` it takes.
+        devices: types of device it runs on.
     """
 
     description: str
-    precisions: tuple[str, ...]
-    requires: dict[str, str]
-    write: Callable[[NPNet, Path], None]
+    write: Callable[[BuildRequest], Binding]
+    options: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
-def _write_torch(network: NPNet, folder: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+def _write_torch(request: BuildRequest) -> Binding:
+    state = {name: tensor.contiguous() for name, tensor in request.network.state_dict().items()}
+    save_file(state, request.folder / WEIGHTS)
+    return Binding({"torch": ">=2.11"})
 
 
-def _write_onnxruntime(network: NPNet, folder: Path) -> None:
+def _write_onnxruntime(request: BuildRequest) -> Binding:
     from npnet_export.onnx_graphs import write_graphs
 
-    write_graphs(network, folder)
+    write_graphs(request.network, request.folder)
+    return Binding({"onnxruntime": ">=1.22"})
 
 
+def _write_aoti(request: BuildRequest) -> Binding:
+    from npnet_export.aoti import write_aoti
+
+    return write_aoti(request)
+
+
+def _write_tensorrt(engine: str, request: BuildRequest) -> Binding:
+    from npnet_export.tensorrt import write_tensorrt
+
+    return write_tensorrt(engine, request)
+
+
+_TENSORRT_OPTIONS = ("opt_batch", "optimization_level", "workspace_mb")
 ENGINES: dict[str, EngineKind] = {
     "onnxruntime": EngineKind(
-        "ONNX graphs in ONNX Runtime, CPU or CUDA; the fastest on a CPU",
-        ("fp32", "fp16", "bf16"),
-        {"onnxruntime": ">=1.22"},
-        _write_onnxruntime,
+        "ONNX graphs in ONNX Runtime, CPU or CUDA; the fastest on a CPU", _write_onnxruntime
     ),
-    "torch": EngineKind(
-        "PyTorch, CPU or CUDA; needs nothing but torch",
-        ("fp32", "fp16", "bf16"),
-        {"torch": ">=2.11"},
-        _write_torch,
+    "torch": EngineKind("PyTorch, CPU or CUDA; needs nothing but torch", _write_torch),
+    "aoti": EngineKind(
+        "machine code by AOTInductor, for the CPU or GPU it was built on; needs g++ to build", _write_aoti
+    ),
+    "tensorrt": EngineKind(
+        "TensorRT, for the kind of GPU it was built on",
+        partial(_write_tensorrt, "tensorrt"),
+        (*_TENSORRT_OPTIONS, "hardware_compatibility", "version_compatible"),
+        ("cuda",),
+    ),
+    "tensorrt-rtx": EngineKind(
+        "TensorRT for RTX, for GeForce and RTX GPUs; needs no GPU to build",
+        partial(_write_tensorrt, "tensorrt-rtx"),
+        (*_TENSORRT_OPTIONS, "compute_capability"),
+        ("cuda",),
     ),
 }
 
@@ -67,14 +93,56 @@ def float32_parts(precision: str) -> tuple[str, ...]:
     return ("everything",) if precision == "fp32" else FLOAT32_PARTS
 
 
-def check_precision(engine: str, precision: str, device: torch.device) -> None:
-    """Refuse a precision that the engine could not be checked in on this device.
+def check_engine(
+    engine: str,
+    precision: str,
+    options: BuilderOptions,
+    max_batch: int,
+    device: torch.device,
+    verify: bool = True,
+) -> None:
+    """Refuse what the engine cannot do, or could not be checked to do on this device.
 
     Raises:
-        ExportError: ONNX Runtime has no bfloat16 products on the CPU.
+        ExportError: an option is foreign or out of range, or the engine could not be compared with float32
+            PyTorch here and `verify` asks for it.
+        BackendError: a module is missing.
+    """
+    options.require_only(ENGINES[engine].options, engine)
+    capabilities: tuple[str, ...] = ()
+    if engine in ("tensorrt", "tensorrt-rtx"):
+        from npnet_export.tensorrt import check_tensorrt, targets
+
+        check_tensorrt(engine, options, max_batch, device)
+        capabilities = targets(engine, options, device)
+    obstacle = unverifiable(engine, precision, capabilities, device)
+    if verify and obstacle:
+        raise ExportError(
+            f"--engine {engine} --precision {precision} could not be compared with float32 PyTorch here: "
+            f"{obstacle}. To write it unchecked pass --no-verify, and run "
+            f"`npnet-export verify DIR --record` on a machine that can"
+        )
+
+
+def unverifiable(
+    engine: str, precision: str, capabilities: tuple[str, ...], device: torch.device
+) -> str | None:
+    """Why an engine cannot run on this device, or None if it can.
+
+    Args:
+        engine: a key of `ENGINES`.
+        precision: of its products.
+        capabilities: the GPUs it is for; empty for any.
+        device: where it would be compared with float32 PyTorch.
     """
     if engine == "onnxruntime" and precision == "bf16" and device.type == "cpu":
-        raise ExportError(
-            "--precision bf16: ONNX Runtime's CPU provider has no bfloat16 products, so the engine could not "
-            "be checked here; use --precision fp16, or --engine torch, or export on a machine with CUDA"
+        return (
+            "ONNX Runtime's CPU provider has no bfloat16 products; use --precision fp16, or --engine torch, "
+            "or export on a machine with CUDA"
         )
+    if device.type not in ENGINES[engine].devices:
+        return f"it runs on {' or '.join(ENGINES[engine].devices)}, given the device {device}"
+    found = cuda_capabilities()
+    if capabilities and not runs_on(found[device.index or 0], capabilities):
+        return f"it is built for compute capability {', '.join(capabilities)}, {device} has another"
+    return None

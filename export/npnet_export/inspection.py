@@ -7,6 +7,7 @@ from rich.table import Table
 
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
+from npnet_runtime.manifest import Manifest
 
 
 def inspect(bundle: EngineBundle, console: Console) -> bool:
@@ -27,9 +28,8 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
         "mixing": f"text {manifest.text_weight:.6g}, residual {manifest.residual_weight:.6g}",
         "weights": ", ".join(f"{key} {value}" for key, value in manifest.weights.items()),
         "needs": ", ".join(f"{name} {condition}" for name, condition in manifest.requires.items()),
-        "GPU": f"compute capability {manifest.compute_capability}"
-        if manifest.compute_capability
-        else "any or none",
+        "runs on": _runs_on(manifest),
+        "options": " ".join(f"{name} {value}" for name, value in manifest.build_options.items()) or "none",
         "built by": f"npnet-runtime {manifest.package_version}, "
         + ", ".join(f"{key} {value}" for key, value in manifest.built_with.items()),
     }
@@ -44,7 +44,7 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
     for row in manifest.parity:
         allowed = "(informs)" if row.tolerance is None else f"{row.tolerance:g}"
         parity.add_row(row.inputs, row.quantity, row.statistic, f"{row.value:.3g}", allowed)
-    console.print(parity)
+    console.print(parity if manifest.unverified is None else f"parity: NOT checked: {manifest.unverified}")
 
     files, intact = Table("file", "MB", "sha256", "state", title="files"), True
     for name, entry in manifest.files.items():
@@ -56,3 +56,10 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
         files.add_row(name, f"{entry.bytes / 1e6:.1f}", entry.sha256[:16] + "...", state)
     console.print(files)
     return intact
+
+
+def _runs_on(manifest: Manifest) -> str:
+    device = manifest.device or "cpu or cuda"
+    capabilities = " or ".join(manifest.compute_capabilities)
+    facts = [f"compute capability {capabilities}" if capabilities else "", *manifest.platform.values()]
+    return ", ".join([device, *(fact for fact in facts if fact)])

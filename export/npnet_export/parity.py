@@ -56,10 +56,10 @@ def compare(
         given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
     except InputError as error:  # the inputs are sound: the engine is not
         raise ParityError(f"the engine was not kept; try another --precision: {error}") from error
-    reference = _reference(network, noise, prompt_embeds, "lapack", manifest.signs)
+    expected = reference(network, noise, prompt_embeds, "lapack", manifest.signs)
     statistic, tolerance = TOLERANCES[manifest.precision]
     inputs = f"{samples} noises, seeds 0-{samples - 1}"
-    rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, reference), tolerance)]
+    rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, expected), tolerance)]
     # How much of golden noise is the choice of signs, and of the SVD routine: told, not judged.
     other = "as-is" if manifest.signs == SIGN_RULE else SIGN_RULE
     height, width = manifest.config.matrix_shape
@@ -69,15 +69,15 @@ def compare(
         (f"float32 network, SVD by {another}", another, manifest.signs),
     )
     for quantity, solver, signs in variants:
-        changed = _reference(network, noise, prompt_embeds, solver, signs)
-        rows.append(ParityRow(inputs, quantity, "max_abs", difference("max_abs", changed, reference), None))
+        changed = reference(network, noise, prompt_embeds, solver, signs)
+        rows.append(ParityRow(inputs, quantity, "max_abs", difference("max_abs", changed, expected), None))
     return tuple(rows)
 
 
-def fresh_inputs(network: NPNet, samples: int) -> tuple[Tensor, Tensor]:
-    """Noise and prompt embeddings from the seeds 0, 1, ..., without touching the global generator."""
+def fresh_inputs(network: NPNet, samples: int, first_seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noise and prompt embeddings from one seed after another, without touching the global generator."""
     pairs = []
-    for seed in range(samples):
+    for seed in range(first_seed, first_seed + samples):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(network.config.latent_shape, generator=generator)
         pairs.append((noise, torch.randn(network.config.text_shape, generator=generator)))
@@ -85,6 +85,7 @@ def fresh_inputs(network: NPNet, samples: int) -> tuple[Tensor, Tensor]:
     return torch.stack(noises), torch.stack(prompts)
 
 
-def _reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str) -> Tensor:
+def reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str) -> Tensor:
+    """Golden noise of the float32 network, with the factors by one solver and one rule for the signs."""
     with torch.inference_mode():
         return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))

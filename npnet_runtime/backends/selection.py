@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 
 import torch
 
 from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends.base import Backend
+from npnet_runtime.backends.machine import Machine
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError
 from npnet_runtime.manifest import Manifest
 
-BACKENDS = ("torch", "onnxruntime")
-_DISTRIBUTIONS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+BACKENDS = ("torch", "onnxruntime", "aoti", "tensorrt", "tensorrt-rtx")
 _INSTALL = {
-    "torch": "pip install torch",
     "onnxruntime": "pip install 'npnet-runtime[cpu]', or 'npnet-runtime[gpu]' for CUDA",
+    "tensorrt-rtx": "pip install 'tensorrt-rtx-cu13{condition}'",
 }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a choice depends on.
-
-    Args:
-        versions: installed version of each package that a back end needs.
-        compute_capability: `"9.0"` of each CUDA device, by its index; empty without CUDA.
-        onnxruntime_providers: what ONNX Runtime was built with; empty when it is not installed.
-    """
-
-    versions: Mapping[str, str] = field(default_factory=dict)
-    compute_capability: tuple[str, ...] = ()
-    onnxruntime_providers: tuple[str, ...] = ()
-
-    @classmethod
-    def detect(cls, engine: str) -> Machine:
-        """This machine, as far as that engine is concerned: packages of others are not imported."""
-        versions = {name: found for name in BACKENDS if (found := installed_version(name))}
-        providers: tuple[str, ...] = ()
-        if engine == "onnxruntime" and engine in versions:
-            import onnxruntime
-
-            providers = tuple(onnxruntime.get_available_providers())
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        capabilities = (torch.cuda.get_device_capability(index) for index in range(count))
-        return cls(versions, tuple(f"{major}.{minor}" for major, minor in capabilities), providers)
 
 
 @dataclass(frozen=True)
@@ -85,7 +55,7 @@ def select(
     for name in BACKENDS:
         obstacle = _obstacle(name, manifest, machine, device, backend)
         accepted = obstacle is None
-        candidates.append(Candidate(name, device, accepted, obstacle or f"the bundle holds {name} graphs"))
+        candidates.append(Candidate(name, device, accepted, obstacle or f"the bundle is an engine of {name}"))
     return tuple(candidates)
 
 
@@ -98,36 +68,51 @@ def load_backend(
         BackendError: none can run here; the message lists each with its reason.
         BundleError: a file of the bundle was changed or cannot be read.
     """
-    candidates = select(bundle.manifest, Machine.detect(bundle.manifest.engine), device, backend)
+    machine = Machine.detect(bundle.manifest.engine, bundle.manifest.requires)
+    candidates = select(bundle.manifest, machine, device, backend)
     chosen = next((candidate for candidate in candidates if candidate.accepted), None)
     if chosen is None:
         reasons = "\n  ".join(str(candidate) for candidate in candidates)
-        raise BackendError(f"no back end can run {bundle.path}:\n  {reasons}")
-    if chosen.backend == "torch":
+        raise BackendError(
+            f"no back end can run {bundle.path}:\n  {reasons}\n"
+            f"to write it again for this machine: {bundle.rebuild_command()}"
+        )
+    return _start(chosen.backend, bundle, device, kernels), candidates
+
+
+def _start(name: str, bundle: EngineBundle, device: torch.device, kernels: Kernels) -> Backend:
+    # Imported here, so that a back end costs nothing where another one runs.
+    if name == "torch":
         from npnet_runtime.backends.torch_backend import TorchBackend
 
-        return TorchBackend(bundle, device, kernels), candidates
-    from npnet_runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
+        return TorchBackend(bundle, device, kernels)
+    if name == "onnxruntime":
+        from npnet_runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, device), candidates
+        return OnnxRuntimeBackend(bundle, device)
+    if name == "aoti":
+        from npnet_runtime.backends.aoti_backend import AotiBackend
 
+        return AotiBackend(bundle, device)
+    from npnet_runtime.backends.tensorrt_backend import TensorRTBackend
 
-def installed_version(package: str) -> str | None:
-    """Version of a package, or of the first of its alternative distributions, if installed."""
-    for distribution in _DISTRIBUTIONS.get(package, (package,)):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None
+    return TensorRTBackend(bundle, device)
 
 
 def satisfies(found: str, condition: str) -> bool:
-    """Whether a version meets a condition of the form `>=1.2` or `==1.2.3`."""
+    """Whether a version meets a condition: `>=1.2`, `==1.2.3`, or `~=1.2` for that up to the next major."""
     operator, wanted = condition[:2], condition[2:]
     found_parts, wanted_parts = _parts(found), _parts(wanted)
-    return (
-        found_parts >= wanted_parts if operator == ">=" else found_parts[: len(wanted_parts)] == wanted_parts
+    if operator == "==":
+        return found_parts[: len(wanted_parts)] == wanted_parts
+    return found_parts >= wanted_parts and (operator == ">=" or found_parts[0] == wanted_parts[0])
+
+
+def runs_on(capability: str, compute_capabilities: tuple[str, ...]) -> bool:
+    """Whether a GPU is among those of a manifest: `8.9`, or `8.0+` for that and all later ones."""
+    return any(
+        _parts(capability) >= _parts(target.rstrip("+")) if target.endswith("+") else capability == target
+        for target in compute_capabilities
     )
 
 
@@ -147,29 +132,52 @@ def _obstacle(
         return f"the bundle was built for {manifest.engine}; build one with npnet-export --engine {name}"
     for package, condition in manifest.requires.items():
         found = machine.versions.get(package)
+        install = _INSTALL.get(package, "pip install '{package}{condition}'").format(
+            package=package, condition=condition
+        )
         if found is None:
-            return f"{package} is not installed: {_INSTALL.get(package, f'pip install {package}')}"
+            return f"{package} is not installed: {install}"
         if not satisfies(found, condition):
-            return (
-                f"the bundle needs {package} {condition}, {found} is installed; rebuild it or pip install -U"
-            )
-    if device.type == "cpu":
-        if manifest.compute_capability is not None:
-            return f"the bundle is bound to a GPU of compute capability {manifest.compute_capability}"
-        return None
-    if device.type != "cuda":
+            return f"the bundle needs {package} {condition}, {found} is installed; rebuild it, or {install}"
+    if device.type not in ("cpu", "cuda"):
         return f"expected a device of type cpu or cuda, given {device}"
-    return _cuda_obstacle(name, manifest, machine, device)
+    count, index = len(machine.compute_capability), device.index or 0
+    if device.type == "cuda" and index >= count:
+        return f"{device} does not exist here: torch sees {count} CUDA devices"
+    if manifest.device not in (None, device.type):
+        return f"the bundle is bound to {manifest.device}, given device={str(device)!r}; rebuild it"
+    return _platform_obstacle(manifest, machine) or (
+        _cpu_obstacle(manifest) if device.type == "cpu" else _cuda_obstacle(name, manifest, machine, device)
+    )
+
+
+def _platform_obstacle(manifest: Manifest, machine: Machine) -> str | None:
+    for key in ("system", "machine"):
+        wanted, found = manifest.platform.get(key), machine.platform.get(key)
+        if wanted not in (None, found):
+            return f"the bundle is bound to {wanted}, this is {found}; rebuild it on this machine"
+    wanted_features = manifest.platform.get("cpu_features", "").split()
+    found_features = machine.platform.get("cpu_features", "").split()
+    missing = [feature for feature in wanted_features if feature not in found_features]
+    if missing:
+        return (
+            f"the bundle was compiled for a CPU with {', '.join(missing)}, which this one lacks; "
+            f"rebuild it on this machine"
+        )
+    return None
+
+
+def _cpu_obstacle(manifest: Manifest) -> str | None:
+    if manifest.compute_capabilities:
+        return f"the bundle is bound to a GPU of compute capability {_list(manifest.compute_capabilities)}"
+    return None
 
 
 def _cuda_obstacle(name: str, manifest: Manifest, machine: Machine, device: torch.device) -> str | None:
-    index = device.index or 0
-    if index >= len(machine.compute_capability):
-        return f"{device} does not exist here: torch sees {len(machine.compute_capability)} CUDA devices"
-    capability = machine.compute_capability[index]
-    if manifest.compute_capability not in (None, capability):
+    capability = machine.compute_capability[device.index or 0]
+    if manifest.compute_capabilities and not runs_on(capability, manifest.compute_capabilities):
         return (
-            f"the bundle is bound to compute capability {manifest.compute_capability}, "
+            f"the bundle is bound to compute capability {_list(manifest.compute_capabilities)}, "
             f"{device} has {capability}; rebuild it on this machine"
         )
     if name == "onnxruntime" and "CUDAExecutionProvider" not in machine.onnxruntime_providers:
@@ -178,3 +186,7 @@ def _cuda_obstacle(name: str, manifest: Manifest, machine: Machine, device: torc
             "pip install 'npnet-runtime[gpu]'; or run on the CPU with device='cpu'"
         )
     return None
+
+
+def _list(capabilities: tuple[str, ...]) -> str:
+    return " or ".join(capabilities)

@@ -113,10 +113,10 @@ def test_file_damaged(copied: Path, damage: str) -> None:
         (
             lambda m: m.update(requires={"nothing-of-that-name": ">=1"}),
             BackendError,
-            "pip install nothing-of",
+            "pip install 'nothing-of",
         ),
         (
-            lambda m: m.update(compute_capability="9.0"),
+            lambda m: m.update(compute_capabilities=["9.0"]),
             BackendError,
             "bound to a GPU of compute capability 9.0",
         ),

@@ -1,0 +1,95 @@
+"""AOTInductor engines: the two halves exported, compiled to machine code, packaged."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from npnet_export.errors import ExportError
+from npnet_export.request import Binding, BuildRequest
+from npnet_kernels import text_affine
+from npnet_runtime.backends.aoti_backend import PROMPT_HALF, SPECTRAL_HEAD
+from npnet_runtime.backends.machine import cuda_capabilities, this_platform
+from npnet_runtime.network import NPNet, PromptHalf
+
+# Freezing evaluates what depends on weights only (the folded patch embedding, the score biases) and on a
+# CPU lays the weights out for its matrix products: twice as fast there.
+INDUCTOR = {"freezing": True}
+
+
+class _PromptHalf(nn.Module):
+    """The prompt half with the kernel for its long sum, where there is one, compiled into the package."""
+
+    def __init__(self, half: PromptHalf) -> None:
+        super().__init__()
+        self.inner = half
+
+    def forward(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        affine = self.inner.text_affine
+        scale_shift = text_affine(prompt_embeds, affine.weight, affine.bias)
+        return scale_shift, self.inner.residual(noise, scale_shift)
+
+
+def write_aoti(request: BuildRequest) -> Binding:
+    """Write `spectral_head.pt2` and `prompt_half.pt2` for the device of the request.
+
+    Inputs and outputs are float32, with a batch from 1 to `max_batch`.
+
+    Raises:
+        ExportError: there is no C++ compiler, or it or Inductor failed.
+    """
+    config, device = request.network.config, request.device
+    (rows, columns), k = config.matrix_shape, config.num_singular_values
+    network = NPNet.from_state(config, request.network.state_dict()).to(device)
+    halves: dict[str, tuple[nn.Module, tuple[tuple[int, ...], ...]]] = {
+        SPECTRAL_HEAD: (network.spectral_head, ((rows, k), (k,), (k, columns))),
+        PROMPT_HALF: (_PromptHalf(network.prompt_half), (config.latent_shape, config.text_shape)),
+    }
+    with _own_cache():
+        for name, (module, shapes) in halves.items():
+            request.stage(f"compiling {name} for {device}")
+            _compile(module.eval(), shapes, request.max_batch, device, request.folder / name)
+    requires = {"torch": f"=={torch.__version__.partition('+')[0]}"}
+    platform = this_platform()
+    if device.type == "cuda":
+        capability = cuda_capabilities()[device.index or 0]
+        del platform["cpu_features"]  # the code on the host only launches kernels
+        return Binding(requires, "cuda", (capability,), platform)
+    return Binding(requires, "cpu", (), platform)
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """A cache of Inductor's that goes away: the engine is compiled from these sources, nothing is left."""
+    from torch._inductor.utils import fresh_cache
+
+    with tempfile.TemporaryDirectory(prefix="npnet-aoti-") as folder, fresh_cache(dir=folder):
+        yield
+
+
+def _compile(
+    module: nn.Module, shapes: tuple[tuple[int, ...], ...], max_batch: int, device: torch.device, path: Path
+) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    # export specialises batches of 0 and 1, so a dynamic one is traced with 2
+    inputs = tuple(torch.zeros(min(2, max_batch), *shape, device=device) for shape in shapes)
+    batch = torch.export.Dim("batch", max=max_batch) if max_batch > 1 else None
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own internals
+            program = torch.export.export(
+                module, inputs, dynamic_shapes=tuple({0: batch} if batch else None for _ in inputs)
+            )
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=INDUCTOR)
+    except Exception as error:  # the compiler's and Inductor's errors share no base class
+        raise ExportError(
+            f"AOTInductor could not compile {path.name}: {type(error).__name__}: {error}\n"
+            f"it needs a C++ compiler: apt install g++, or set CXX to one"
+        ) from error

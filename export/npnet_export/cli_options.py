@@ -1,0 +1,138 @@
+"""What the command line of `npnet-export` takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from npnet_export.build import SIGN_RULES
+from npnet_export.engines import ENGINES
+from npnet_export.verification import FIRST_SEED
+from npnet_runtime import __version__
+from npnet_runtime.models import MODELS
+
+EXAMPLES = """\
+examples:
+  npnet-export --model sdxl                          download the released weights, write engines/sdxl
+  npnet-export --model sdxl --weights sdxl.pth       from a checkpoint: .pth or .safetensors
+  npnet-export --model sdxl --random-weights 0       without a checkpoint, to try the pipeline
+  npnet-export --model hunyuan-dit --engine torch --precision fp16
+  npnet-export inspect engines/sdxl                  print a bundle and check its files
+  npnet-export verify engines/sdxl --samples 64      compare a bundle with float32 PyTorch again
+
+exit status: 0 done, 1 failed (nothing was written) or disagrees, 2 wrong usage, 130 interrupted
+"""
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """Of the command without a word before its options: `npnet-export --model NAME`."""
+    parser = argparse.ArgumentParser(
+        prog="npnet-export",
+        usage="npnet-export --model NAME [options]\n"
+        "       npnet-export inspect DIR\n"
+        "       npnet-export verify DIR [options]",
+        description="Turn NPNet weights into an engine bundle that npnet_runtime.GoldenNoise runs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    _add_weights(parser, "the model's")
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help="default: %(default)s")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--signs", choices=SIGN_RULES, default="canonical", help="of singular vectors; default: %(default)s"
+    )
+    parser.add_argument("--max-batch", metavar="N", type=_positive, default=8, help="default: %(default)s")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="default: engines/<model>")
+    parser.add_argument("--device", help="where the engine is checked; default: CUDA if there is any")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="keep the engine without comparing it with float32 PyTorch"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--list", action="store_true", help="list models and engines")
+    parser.add_argument("--version", action="version", version=f"npnet-export {__version__}")
+    _add_builder_options(parser.add_argument_group("options of TensorRT and TensorRT for RTX"))
+    return parser
+
+
+def _add_builder_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--opt-batch", metavar="N", type=_positive, help="batch to tune for; default: 1")
+    group.add_argument("--optimization-level", metavar="N", type=int, help="effort, 0 to 5; default: 3")
+    group.add_argument("--workspace-mb", metavar="MB", type=_positive, help="limit of scratch memory")
+    group.add_argument(
+        "--compute-capability",
+        metavar="X.Y",
+        action="append",
+        default=[],
+        help="GPU to build for, repeatable (tensorrt-rtx); default: 8.0, 8.6, 8.9 and 12.0",
+    )
+    group.add_argument(
+        "--hardware-compatibility",
+        choices=("same-compute-capability", "ampere-plus"),
+        help="other GPUs the engine may run on (tensorrt); default: only the model it was built on",
+    )
+    group.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="also run in later versions of the same major release (tensorrt)",
+    )
+
+
+def inspect_parser() -> argparse.ArgumentParser:
+    """Of `npnet-export inspect`."""
+    parser = argparse.ArgumentParser(
+        prog="npnet-export inspect", description="Print an engine bundle and check its files."
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    return parser
+
+
+def verify_parser() -> argparse.ArgumentParser:
+    """Of `npnet-export verify`."""
+    parser = argparse.ArgumentParser(
+        prog="npnet-export verify",
+        description="Compare golden noise of an engine bundle with the float32 PyTorch network.",
+        epilog="exit status: 0 agrees, 1 disagrees or could not be run, 2 wrong usage",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    _add_weights(parser, "what the manifest names")
+    parser.add_argument("--samples", metavar="N", type=_positive, default=16, help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=_seed, default=FIRST_SEED, help="of the first noise; default: %(default)s"
+    )
+    parser.add_argument("--device", help="where the engine runs; default: CUDA if there is any")
+    parser.add_argument("--record", action="store_true", help="keep the result in the manifest if it agrees")
+    parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser, default: str) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--weights",
+        metavar="PATH_OR_HUB_ID",
+        help=f"a checkpoint, or owner/repository[:file]; default: {default}",
+    )
+    source.add_argument(
+        "--random-weights", metavar="SEED", type=_seed, help="make weights from a seed instead"
+    )
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _positive(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _integer(text: str, smallest: int) -> int:
+    if not text.isdecimal() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"expected a whole number of {smallest} or more, given {text}")
+    return int(text)

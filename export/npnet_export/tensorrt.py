@@ -1,0 +1,198 @@
+"""Engines of TensorRT and TensorRT for RTX, from the ONNX graphs, by one path over the two modules."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from npnet_export.errors import ExportError
+from npnet_export.onnx_graphs import write_graphs
+from npnet_export.request import Binding, BuilderOptions, BuildRequest
+from npnet_export.tensorrt_cache import read_timing_cache, timing_cache_path, write_timing_cache
+from npnet_export.tensorrt_monitor import new_monitor
+from npnet_runtime.backends.machine import cuda_capabilities, this_platform
+from npnet_runtime.backends.tensorrt_module import PROMPT_HALF, SPECTRAL_HEAD, import_tensorrt, new_log
+
+BUILD_LOG = "build.log"
+# What TensorRT for RTX builds for if it is not told: every kind of GPU from Ampere on.
+RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0")
+FLOAT32_LAYERS = ("NORMALIZATION", "SOFTMAX")
+_GRAPHS = {"spectral_head.onnx": SPECTRAL_HEAD, "prompt_half.onnx": PROMPT_HALF}
+
+
+def check_tensorrt(engine: str, options: BuilderOptions, max_batch: int, device: torch.device) -> None:
+    """Everything that can be found wrong before the work starts.
+
+    Raises:
+        BackendError: the module is not installed.
+        ExportError: an option is out of range, or TensorRT has no GPU to build on.
+    """
+    trt = import_tensorrt(engine)
+    level, opt = options.optimization_level, options.opt_batch
+    if level is not None and not 0 <= level <= 5:
+        raise ExportError(f"--optimization-level: expected 0 to 5, given {level}")
+    if opt is not None and not 1 <= opt <= max_batch:
+        raise ExportError(f"--opt-batch: expected 1 to --max-batch {max_batch}, given {opt}")
+    if engine == "tensorrt-rtx":
+        for capability in options.compute_capability:
+            _rtx_target(trt, capability)
+    elif device.type != "cuda":
+        raise ExportError(
+            f"--engine tensorrt times its kernels on the GPU it builds for, given {device}; "
+            f"build where there is one, or use --engine tensorrt-rtx, which needs none to build"
+        )
+
+
+def targets(engine: str, options: BuilderOptions, device: torch.device) -> tuple[str, ...]:
+    """Compute capabilities the engine will run on, as the manifest keeps them."""
+    if engine == "tensorrt-rtx":
+        return options.compute_capability or RTX_TARGETS
+    if options.hardware_compatibility == "ampere-plus":
+        return ("8.0+",)
+    return (cuda_capabilities()[device.index or 0],)
+
+
+def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
+    """Write `spectral_head.engine`, `prompt_half.engine` and `build.log`.
+
+    Inputs and outputs are float32, the batch 1 to `max_batch`; the engine is tuned for `opt_batch`.
+
+    Args:
+        engine: `tensorrt` or `tensorrt-rtx`.
+        request: what to build from.
+
+    Raises:
+        ExportError: the parser refuses a graph, a norm or softmax is not float32, or the build failed;
+            the message carries the library's own log.
+    """
+    trt = import_tensorrt(engine)
+    log = new_log(trt)
+    capabilities = targets(engine, request.options, request.device)
+    try:
+        with tempfile.TemporaryDirectory(prefix="npnet-onnx-") as folder:
+            write_graphs(request.network, Path(folder))
+            for graph, name in _GRAPHS.items():
+                content = (Path(folder) / graph).read_bytes()
+                (request.folder / name).write_bytes(
+                    _build(trt, log, engine, name, content, request, capabilities)
+                )
+    finally:
+        (request.folder / BUILD_LOG).write_text("\n".join(log.lines) + "\n", encoding="utf-8")
+    exact = not request.options.version_compatible
+    package, condition = engine, f"{'==' if exact else '~='}{trt.__version__}"
+    platform = this_platform()
+    del platform["cpu_features"]
+    # Engines of TensorRT for RTX are the same for Linux and Windows.
+    return Binding({package: condition}, "cuda", capabilities, {} if engine == "tensorrt-rtx" else platform)
+
+
+def _build(
+    trt: ModuleType,
+    log: Any,
+    engine: str,
+    name: str,
+    graph: bytes,
+    request: BuildRequest,
+    capabilities: tuple[str, ...],
+) -> bytes:
+    builder = trt.Builder(log)
+    network = parse(trt, log, builder, name, graph)
+    config = builder.create_builder_config()
+    # Products of float32 are float32 products; also what stays float32 in a half-precision engine.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names and types for the engine inspector
+    _apply(trt, config, engine, request.options, capabilities)
+    profile = builder.create_optimization_profile()
+    opt = request.options.opt_batch or 1
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, *((batch, *shape) for batch in (1, opt, request.max_batch)))
+    config.add_optimization_profile(profile)
+    monitor = new_monitor(trt, lambda phase: request.stage(f"{name}: {phase}"))
+    config.progress_monitor = monitor
+    cache_path = timing_cache_path(engine, trt.__version__, capabilities)
+    # TensorRT for RTX times nothing when it builds, and reads a cache only where there is a GPU.
+    cache = read_timing_cache(config, cache_path) if engine == "tensorrt" else None
+    # In a thread: a signal can then stop it between two steps, where an exception could not pass.
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            built = future.result()
+        except BaseException:
+            monitor.cancelled = True
+            raise
+    if built is None:
+        raise ExportError(
+            f"{trt.__name__} {trt.__version__} could not build {name}:\n{log.tail()}\n"
+            f"if it ran out of memory, try a smaller --max-batch or --workspace-mb"
+        )
+    if cache is not None:
+        write_timing_cache(cache, cache_path)
+    return bytes(built)
+
+
+def parse(trt: ModuleType, log: Any, builder: Any, name: str, graph: bytes) -> Any:
+    """A strongly typed network from an ONNX graph, its norms and softmaxes found to be float32.
+
+    Raises:
+        ExportError: the parser refuses the graph, or it needs a plugin or has a half-precision norm.
+    """
+    flags = trt.NetworkDefinitionCreationFlag
+    typed = getattr(flags, "STRONGLY_TYPED", None)  # the only kind there is where the flag is gone
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        found = (parser.get_error(index) for index in range(parser.num_errors))
+        errors = "\n".join(f"  {e.node_operator()} {e.node_name()}: {e.desc()}" for e in found)
+        raise ExportError(f"{trt.__name__} cannot parse the graph of {name}:\n{errors or log.tail()}")
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    kinds = Counter(layer.type.name for layer in layers)
+    log.lines.append(f"[NETWORK] {name}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())))
+    for layer in layers:
+        kind, dtype = layer.type.name, layer.get_input(0).dtype if layer.num_inputs else None
+        if kind.startswith("PLUGIN") or (kind in FLOAT32_LAYERS and dtype != trt.float32):
+            raise ExportError(
+                f"{name}: expected no plugin and float32 norms, given {layer.name}: {kind} of {dtype}"
+            )
+    return network
+
+
+def _apply(
+    trt: ModuleType, config: Any, engine: str, options: BuilderOptions, capabilities: tuple[str, ...]
+) -> None:
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if engine == "tensorrt-rtx":
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            if not config.set_compute_capability(_rtx_target(trt, capability), index):
+                raise ExportError(f"--compute-capability {capability}: refused by {trt.__name__}")
+        return
+    if options.hardware_compatibility is not None:
+        level = options.hardware_compatibility.replace("-", "_").upper()
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+
+def _rtx_target(trt: ModuleType, capability: str) -> Any:
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    if capability not in known:
+        raise ExportError(
+            f"--compute-capability: {trt.__name__} {trt.__version__} builds for {', '.join(known)}; "
+            f"given {capability}"
+        )
+    return known[capability]

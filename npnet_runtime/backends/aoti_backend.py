@@ -1,0 +1,71 @@
+"""The AOTInductor back end: the two halves compiled ahead of time by `torch.export` and Inductor."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.errors import BundleError
+
+SPECTRAL_HEAD, PROMPT_HALF = "spectral_head.pt2", "prompt_half.pt2"
+
+
+class AotiBackend:
+    """Runs the two packages. Nothing is compiled here, and Inductor's Python is not even imported.
+
+    On CUDA the work is queued on the caller's current stream.
+
+    Args:
+        bundle: of the engine `aoti`.
+        device: where to run.
+
+    Raises:
+        BundleError: a package was changed, or torch cannot load it.
+    """
+
+    def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
+        self.device = device
+        # A package keeps no state between calls but the caller's stream is set per thread, and its own
+        # bookkeeping of concurrent calls makes the host wait for the GPU: one call at a time adds its work.
+        self._lock = threading.Lock()
+        self._spectral_head = self._load(bundle, SPECTRAL_HEAD)
+        self._prompt_half = self._load(bundle, PROMPT_HALF)
+
+    def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
+        """See `Backend`."""
+        return self._run(self._spectral_head, u, s, vh)[0]
+
+    def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        scale_shift, residual = self._run(self._prompt_half, noise, prompt_embeds)
+        return scale_shift, residual
+
+    def _load(self, bundle: EngineBundle, name: str) -> Any:
+        # `aoti_load_package` wraps this class, imports all of Inductor (seconds), and parses the names of
+        # inputs and outputs at every call.
+        loader = torch._C._aoti.AOTIModelPackageLoader
+        content = bundle.read(name)
+        index = -1 if self.device.index is None else self.device.index
+        descriptor, path = tempfile.mkstemp(suffix=".pt2")  # readable by this user only
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            run_single_threaded, num_runners = True, 1
+            return loader(path, "model", run_single_threaded, num_runners, index)
+        except RuntimeError as error:
+            raise BundleError(
+                f"{bundle.path / name}: AOTInductor cannot load it: {error}; "
+                f"write it again with: {bundle.rebuild_command()}"
+            ) from error
+        finally:
+            os.unlink(path)
+
+    def _run(self, package: Any, *inputs: Tensor) -> list[Tensor]:
+        with self._lock:
+            return package.boxed_run([tensor.contiguous() for tensor in inputs])
