@@ -34,3 +34,7 @@ class BackendError(NPNetError):
 
 class PipelineError(NPNetError, ValueError):
     """A pipeline that golden noise cannot be attached to, or not in the state it is in."""
+
+
+class GenerateError(NPNetError):
+    """A run of `npnet-generate` that cannot start or go on."""

@@ -1,0 +1,1 @@
+"""`npnet-generate`: images with plain and golden noise from the same seeds, side by side."""
