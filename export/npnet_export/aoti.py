@@ -51,7 +51,7 @@ def write_aoti(request: BuildRequest) -> Binding:
         SPECTRAL_HEAD: (network.spectral_head, ((rows, k), (k,), (k, columns))),
         PROMPT_HALF: (_PromptHalf(network.prompt_half), (config.latent_shape, config.text_shape)),
     }
-    with _own_cache():
+    with _own_cache(), request.on_device():
         for name, (module, shapes) in halves.items():
             request.stage(f"compiling {name} for {device}")
             _compile(module.eval(), shapes, request.max_batch, device, request.folder / name)

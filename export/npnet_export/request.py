@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,10 @@ class BuildRequest:
     max_batch: int
     options: BuilderOptions
     stage: Callable[[str], None]
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Make the device the current one of this thread, as builders expect."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
 @dataclass(frozen=True)

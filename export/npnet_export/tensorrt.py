@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,9 +81,9 @@ def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
             write_graphs(request.network, Path(folder))
             for graph, name in _GRAPHS.items():
                 content = (Path(folder) / graph).read_bytes()
-                (request.folder / name).write_bytes(
-                    _build(trt, log, engine, name, content, request, capabilities)
-                )
+                monitor = new_monitor(trt, name, request.stage)
+                work = partial(_build, trt, log, engine, name, content, request, capabilities, monitor)
+                (request.folder / name).write_bytes(_interruptibly(work, monitor))
     finally:
         (request.folder / BUILD_LOG).write_text("\n".join(log.lines) + "\n", encoding="utf-8")
     exact = not request.options.version_compatible
@@ -92,6 +94,17 @@ def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
     return Binding({package: condition}, "cuda", capabilities, {} if engine == "tensorrt-rtx" else platform)
 
 
+def _interruptibly(work: Callable[[], bytes], monitor: Any) -> bytes:
+    """Work in a thread: a signal can then stop it between two steps, where no exception could pass."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            monitor.cancelled = True
+            raise
+
+
 def _build(
     trt: ModuleType,
     log: Any,
@@ -100,34 +113,19 @@ def _build(
     graph: bytes,
     request: BuildRequest,
     capabilities: tuple[str, ...],
+    monitor: Any,
 ) -> bytes:
-    builder = trt.Builder(log)
-    network = parse(trt, log, builder, name, graph)
-    config = builder.create_builder_config()
-    # Products of float32 are float32 products; also what stays float32 in a half-precision engine.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names and types for the engine inspector
-    _apply(trt, config, engine, request.options, capabilities)
-    profile = builder.create_optimization_profile()
-    opt = request.options.opt_batch or 1
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, *((batch, *shape) for batch in (1, opt, request.max_batch)))
-    config.add_optimization_profile(profile)
-    monitor = new_monitor(trt, lambda phase: request.stage(f"{name}: {phase}"))
-    config.progress_monitor = monitor
     cache_path = timing_cache_path(engine, trt.__version__, capabilities)
-    # TensorRT for RTX times nothing when it builds, and reads a cache only where there is a GPU.
-    cache = read_timing_cache(config, cache_path) if engine == "tensorrt" else None
-    # In a thread: a signal can then stop it between two steps, where an exception could not pass.
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(builder.build_serialized_network, network, config)
-        try:
-            built = future.result()
-        except BaseException:
-            monitor.cancelled = True
-            raise
+    with request.on_device():
+        builder = trt.Builder(log)
+        network = parse(trt, log, builder, name, graph)
+        config = builder.create_builder_config()
+        config.progress_monitor = monitor
+        _apply(trt, config, engine, request.options, capabilities)
+        config.add_optimization_profile(_profile(builder, network, request))
+        # TensorRT for RTX times nothing when it builds, and reads a cache only where there is a GPU.
+        cache = read_timing_cache(config, cache_path) if engine == "tensorrt" else None
+        built = builder.build_serialized_network(network, config)
     if built is None:
         raise ExportError(
             f"{trt.__name__} {trt.__version__} could not build {name}:\n{log.tail()}\n"
@@ -136,6 +134,16 @@ def _build(
     if cache is not None:
         write_timing_cache(cache, cache_path)
     return bytes(built)
+
+
+def _profile(builder: Any, network: Any, request: BuildRequest) -> Any:
+    """Batches from 1, because the last part of a larger batch may be of any size."""
+    profile = builder.create_optimization_profile()
+    batches = 1, request.options.opt_batch or 1, request.max_batch
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        profile.set_shape(tensor.name, *((batch, *tuple(tensor.shape)[1:]) for batch in batches))
+    return profile
 
 
 def parse(trt: ModuleType, log: Any, builder: Any, name: str, graph: bytes) -> Any:
@@ -167,6 +175,9 @@ def parse(trt: ModuleType, log: Any, builder: Any, name: str, graph: bytes) -> A
 def _apply(
     trt: ModuleType, config: Any, engine: str, options: BuilderOptions, capabilities: tuple[str, ...]
 ) -> None:
+    # Products of float32 are float32 products; also what stays float32 in a half-precision engine.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names and types for the engine inspector
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace_mb is not None:

@@ -7,12 +7,13 @@ from types import ModuleType
 from typing import Any
 
 
-def new_monitor(trt: ModuleType, stage: Callable[[str], None]) -> Any:
+def new_monitor(trt: ModuleType, name: str, stage: Callable[[str], None]) -> Any:
     """A progress monitor that names the phases; no percentage, because nobody knows one.
 
     Args:
         trt: `tensorrt` or `tensorrt_rtx`.
-        stage: told the name of each phase as it begins, from the building thread.
+        name: of what is built.
+        stage: told each phase as it begins, from the building thread.
 
     Returns:
         A `trt.IProgressMonitor`; the build stops soon after its `cancelled` is set.
@@ -28,7 +29,7 @@ def new_monitor(trt: ModuleType, stage: Callable[[str], None]) -> Any:
             depth = self._depth.get(parent_phase, 0) + 1 if parent_phase else 0
             self._depth[phase_name] = depth
             if depth <= 1:  # below that they come by the thousand
-                stage(phase_name.lower())
+                stage(f"{name}: {phase_name.lower()}")
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             return not self.cancelled

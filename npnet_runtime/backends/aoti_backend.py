@@ -31,8 +31,8 @@ class AotiBackend:
 
     def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
         self.device = device
-        # A package keeps no state between calls but the caller's stream is set per thread, and its own
-        # bookkeeping of concurrent calls makes the host wait for the GPU: one call at a time adds its work.
+        # The package's own bookkeeping of concurrent calls makes the host wait for the GPU and cannot be
+        # captured in a graph. Without it, one thread at a time may add its work.
         self._lock = threading.Lock()
         self._spectral_head = self._load(bundle, SPECTRAL_HEAD)
         self._prompt_half = self._load(bundle, PROMPT_HALF)
