@@ -12,6 +12,7 @@ unless the attached call starts from `golden(noise, prompt_embeds)`, bit for bit
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -129,15 +130,15 @@ def _parts(
 
 
 def _row(pipe: Any, golden: GoldenNoise, steps: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    # the same components, attached once
+    attached_pipe = copy.copy(pipe)
+    golden.attach(attached_pipe)
+
     def plain() -> float:
         return _seconds(lambda: _call(pipe, steps), device)
 
     def attached() -> float:
-        golden.attach(pipe)
-        try:
-            return _seconds(lambda: _call(pipe, steps), device)
-        finally:
-            golden.detach(pipe)
+        return _seconds(lambda: _call(attached_pipe, steps), device)
 
     plain(), attached()
     times: list[tuple[float, float]] = []

@@ -144,17 +144,25 @@ class TestCall:
         with pytest.raises(InputError, match=r"prompt_embeds: expected shape \(batch, 77, 32\).*154"):
             run(sdxl, None, guidance_scale=1, **given)
 
+    @pytest.mark.parametrize("given", [None, torch.zeros(1, 4, 16, 16)], ids=["drawn", "given"])
     def test_another_device(
-        self, golden: GoldenNoise, sdxl: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+        self, golden: GoldenNoise, sdxl: Any, run: Run, monkeypatch: pytest.MonkeyPatch, given: Any
     ) -> None:
+        """A pipeline that runs on a GPU, as far as one can without any: it asks for its latents there."""
         golden.attach(sdxl)
         images = run(sdxl)
+
+        def on_gpu(self: Any, prompt: str, generator: torch.Generator, **_: Any) -> None:
+            self.encode_prompt(prompt, device="cpu")
+            self.prepare_latents(1, 4, 32, 32, torch.float32, torch.device("cuda:1"), generator, given)
+
+        generator = torch.Generator().manual_seed(0)
+        state = generator.get_state()
         with monkeypatch.context() as patch:
-            patch.setattr(StableDiffusionXLPipeline, "_execution_device", torch.device("cuda:1"))
-            with pytest.raises(
-                PipelineError, match=r"on cpu.*runs on cuda:1.*pipe.to\('cpu'\).*device='cuda:1'"
-            ):
-                run(sdxl)
+            patch.setattr(StableDiffusionXLPipeline, "__call__", on_gpu)
+            with pytest.raises(PipelineError, match=r"on cuda:1; move it with pipe.to\('cpu'\), or"):
+                sdxl("a", generator=generator)
+        assert torch.equal(generator.get_state(), state)
         assert np.array_equal(run(sdxl), images)
 
     def test_failing_callback(self, golden: GoldenNoise, sdxl: Any, run: Run) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
 
 from npnet_runtime.errors import PipelineError
@@ -38,26 +38,23 @@ class Call:
         self._ahead: Ahead | None = None
 
     def begin(self, worker: ThreadPoolExecutor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Check the device, and begin the spectral half of the noise before the prompt is encoded.
+        """Begin the spectral half of the noise before the prompt is encoded, if the noise can be foreseen.
 
         What is begun counts only if the pipeline then draws that very noise: see `latents`.
-
-        Raises:
-            PipelineError: the pipeline runs on another device than the engine.
         """
-        device = check_device(self.pipe, self._golden.device)
         try:
-            given = inspect.signature(type(self.pipe).__call__).bind(self.pipe, *args, **kwargs).arguments
+            pipeline: Any = type(self.pipe)
+            given = _signature(pipeline).bind(self.pipe, *args, **kwargs).arguments
         except TypeError:
             return  # wrong arguments: the pipeline says so itself
         latents = given.get("latents")
         if latents is None:
-            self._foreseen = self._foresee(given, device)
+            self._foreseen = self._foresee(given)
         elif isinstance(latents, Tensor) and self._given_latents == "golden":
             self._foreseen = latents
         if self._foreseen is not None:
             draw = self._foreseen
-            noise = draw.peek() if isinstance(draw, Draw) else draw.to(device)
+            noise = draw.peek() if isinstance(draw, Draw) else draw.to(self._golden.device)
             self._ahead = Ahead(self._golden, noise, worker)
 
     def saw_prompt(self, encoded: Any) -> None:
@@ -76,12 +73,14 @@ class Call:
             given: the `latents` that it was passed instead, or None.
 
         Raises:
+            PipelineError: the pipeline runs on another device than the engine, or encoded no prompt.
             InputError: a shape or a prompt that the engine cannot take; no random number was drawn.
         """
         if given is not None and self._given_latents == "as-is":
             return given
         if given is None and draw.miscounted:
             return None  # a wrong number of generators: the pipeline says so itself
+        check_device(draw.device, self._golden.device)
         if not isinstance(self._prompt_embeds, Tensor):
             raise PipelineError(
                 f"{type(self.pipe).__name__}: expected prompt embeddings from encode_prompt before the noise "
@@ -103,7 +102,7 @@ class Call:
         if self._ahead is not None:
             self._ahead.cancel()
 
-    def _foresee(self, given: dict[str, Any], device: torch.device) -> Draw | None:
+    def _foresee(self, given: dict[str, Any]) -> Draw | None:
         """The noise that a call with these arguments will most likely draw; None if there is no telling."""
         prompt, prompt_embeds = given.get("prompt"), given.get("prompt_embeds")
         if isinstance(prompt, str):
@@ -116,5 +115,12 @@ class Call:
             return None
         count = prompts * (given.get("num_images_per_prompt") or 1)
         shape = (count, *self._golden.bundle.manifest.config.latent_shape)
-        draw = Draw(shape, denoiser(self.pipe).dtype, device, given.get("generator"))
+        # of its first weight: diffusers' `dtype` walks through all modules, which takes milliseconds
+        dtype = next(denoiser(self.pipe).parameters()).dtype
+        draw = Draw(shape, dtype, self._golden.device, given.get("generator"))
         return draw if draw.foreseeable and count else None
+
+
+@functools.cache
+def _signature(pipeline: Any) -> inspect.Signature:
+    return inspect.signature(pipeline.__call__)

@@ -71,16 +71,15 @@ def check_pipeline(pipe: Any, config: NPNetConfig) -> None:
         )
 
 
-def check_device(pipe: Any, device: torch.device) -> torch.device:
-    """The device on which the pipeline runs, which an offloaded one keeps in its hooks.
+def check_device(runs_on: torch.device, device: torch.device) -> None:
+    """Check that a pipeline makes its latents where the engine is.
 
     Raises:
-        PipelineError: it is not the engine's.
+        PipelineError: it does not.
     """
-    runs_on = resolve_device(pipe._execution_device)
+    runs_on = resolve_device(runs_on)
     if runs_on != device:
         raise PipelineError(
             f"pipe: expected a pipeline on {device}, where the engine is, given one that runs on {runs_on}; "
             f"move it with pipe.to({str(device)!r}), or attach GoldenNoise(..., device={str(runs_on)!r})"
         )
-    return runs_on

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from npnet_runtime.golden import resolve_device
+
 
 class Draw:
     """Noise as `diffusers.utils.torch_utils.randn_tensor` draws it, at the random state of now.
@@ -23,7 +25,7 @@ class Draw:
     ) -> None:
         self.shape = shape
         self.dtype = dtype
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self._generator = generator
         generators = generator if isinstance(generator, list) else [generator]
         self._sources: list[Any] = [
@@ -71,7 +73,6 @@ class Draw:
 def _global_generator(device: torch.device) -> Generator | None:
     if device.type == "cpu":
         return torch.default_generator
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return torch.cuda.default_generators[index]
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        return torch.cuda.default_generators[device.index]
     return None

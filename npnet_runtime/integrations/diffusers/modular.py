@@ -60,7 +60,8 @@ class GoldenNoiseStep(ModularPipelineBlocks):
             InputError: noise or a prompt that the engine cannot take; no random number was drawn.
         """
         block: Any = self.get_block_state(state)
-        device = check_device(components, self._golden.device)
+        device = self._golden.device
+        check_device(components._execution_device, device)
         noise = block.latents
         if noise is None:
             scale = components.vae_scale_factor
