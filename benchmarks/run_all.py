@@ -23,8 +23,12 @@ def plan(cuda: bool, out: Path) -> dict[str, tuple[list[str], int]]:
     rounds = "50" if cuda else "30"
     output = ["--output", str(out)]
     return {
-        "latency": (["latency.py", "--batch", *batches, "--rounds", rounds, *output], 240),
-        "kernels": (["kernels.py", "--out", str(out), *([] if cuda else ["--interpret"])], 240),
+        "latency": (["latency.py", "--batch", *batches, "--rounds", rounds, *output], 200 if cuda else 900),
+        "kernels": (["kernels.py", "--out", str(out), *([] if cuda else ["--interpret"])], 140),
+        "pipeline": (
+            ["pipeline_overhead.py", "--rounds", "5", "--size", "full" if cuda else "small", *output],
+            140,
+        ),
     }
 
 
