@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -76,17 +77,19 @@ def _generate(options: argparse.Namespace) -> None:
     settings = _settings(options, golden)
     output: Path = options.output
     settings.check_output(output)
-    output.mkdir(parents=True, exist_ok=True)
     record = asdict(settings) | {"digest": settings.digest(), "npnet_runtime": __version__}
-    with atomic_file(output / FILENAME) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def begin() -> None:
+        with atomic_file(output / FILENAME) as temporary:
+            temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     made: list[Made] = []
     console = Console(stderr=True, quiet=options.quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("images", total=len(settings.images))
-        for image in make_images(settings, output, lambda: load_pipeline(settings, options.offline), golden):
+        load = functools.partial(load_pipeline, settings, options.offline)
+        for image in make_images(settings, output, load, golden, begin):
             made.append(image)
             progress.advance(task)
     write_grid(output / "grid.png", made)
@@ -159,13 +162,20 @@ def _parser() -> argparse.ArgumentParser:
         "--model", required=True, metavar="HUB_ID_OR_FOLDER", help="any pipeline of diffusers the engine fits"
     )
     add("--engine", type=Path, default=Path("engines/sdxl"), metavar="DIR", help="default: %(default)s")
-    add("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
+    add(
+        "--prompt",
+        required=True,
+        type=_text,
+        action="append",
+        metavar="TEXT",
+        help="may be given several times",
+    )
     add("--seeds", type=_seeds, default=(0,), metavar="0-7", help="a range or a list; default: 0")
     add("--compare", action="store_true", help="also from plain noise")
     add("--output", type=Path, default=Path("gallery"), metavar="DIR", help="default: %(default)s")
     add("--steps", type=_at_least(int, 1), metavar="N", help="default: the pipeline's")
     add("--guidance", type=_at_least(float, 0.0), metavar="X", help="default: the pipeline's")
-    add("--negative-prompt", metavar="TEXT")
+    add("--negative-prompt", type=_text, metavar="TEXT")
     add("--height", type=_at_least(int, 8), metavar="PIXELS", help="default: the pipeline's")
     add("--width", type=_at_least(int, 8), metavar="PIXELS", help="default: the pipeline's")
     add("--dtype", choices=DTYPES, help="default: fp16 on CUDA, fp32 on a CPU")
@@ -177,6 +187,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="print errors only")
     add("--version", action="version", version=f"npnet-runtime {__version__}")
     return parser
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, given {text!r}") from error
+    return text
 
 
 def _seeds(text: str) -> tuple[int, ...]:

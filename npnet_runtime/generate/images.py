@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from npnet_runtime.errors import GenerateError
+from npnet_runtime.errors import GenerateError, NPNetError
 from npnet_runtime.files import atomic_file
 from npnet_runtime.generate.settings import GenerateSettings, ImageSettings
 from npnet_runtime.golden import GoldenNoise
@@ -43,7 +43,11 @@ class Made:
 
 
 def make_images(
-    settings: GenerateSettings, folder: Path, load: Callable[[], Any], golden: GoldenNoise
+    settings: GenerateSettings,
+    folder: Path,
+    load: Callable[[], Any],
+    golden: GoldenNoise,
+    begin: Callable[[], None] = lambda: None,
 ) -> Iterator[Made]:
     """Make the images that are not there yet.
 
@@ -52,6 +56,7 @@ def make_images(
         folder: where to.
         load: gives the pipeline; called only if there is something to make.
         golden: the engine.
+        begin: called once all checks have passed, before the first image that is made.
 
     Yields:
         Every image of the run, in order.
@@ -73,6 +78,7 @@ def make_images(
             if pipe is None:
                 pipe = load()
                 _warm_up(pipe, golden, settings)
+                begin()
             made = _make(pipe, golden, settings, image, path, scorer)
         yield made
 
@@ -102,6 +108,10 @@ def _call(
         # A generator on the CPU: the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(image.seed)
         return pipe(image.prompt, generator=generator, **settings.call() | changes).images[0]
+    except NPNetError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise GenerateError(f"{type(pipe).__name__} refused the call: {error}") from error
     finally:
         if image.kind == "golden":
             golden.detach(pipe)

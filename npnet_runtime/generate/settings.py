@@ -93,7 +93,7 @@ class GenerateSettings:
         Raises:
             GenerateError: it holds something else.
         """
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not folder.exists() or (folder.is_dir() and {p.name for p in folder.iterdir()} <= {FILENAME}):
             return
         path = folder / FILENAME
         if not path.is_file():

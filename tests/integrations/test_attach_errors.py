@@ -187,3 +187,15 @@ class TestCall:
         golden.attach(sdxl)
         with pytest.raises(PipelineError, match="expected prompt embeddings from encode_prompt before"):
             sdxl("a")
+
+
+def test_pipeline_made_by_the_class_of_an_attached_one(golden: GoldenNoise, sdxl: Any) -> None:
+    """`from_pipe` of an attached pipeline's class gives a plain one."""
+    golden.attach(sdxl)
+    again = type(sdxl).from_pipe(sdxl)
+    golden.detach(sdxl)
+    calls = [
+        pipe("a cat", generator=torch.manual_seed(0), num_inference_steps=1, output_type="np").images
+        for pipe in (again, sdxl)
+    ]
+    assert np.array_equal(*calls)

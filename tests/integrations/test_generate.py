@@ -244,3 +244,23 @@ def test_filenames_tell_prompts_apart() -> None:
     names = {ImageSettings(prompt, 0, "plain").filename for prompt in ("a/b", "a b", "猫", "犬", "x" * 300)}
     assert len(names) == 5
     assert all(re.fullmatch(r"[a-z0-9-]+\.png", name) and len(name) < 80 for name in names)
+
+
+@pytest.mark.parametrize(
+    "mistake", [("--model", "nope/absent", "--offline"), ("--scorer", "os:nope"), ("--height", "9")]
+)
+def test_a_run_that_fails_leaves_its_output_free(
+    command: Command, output: Path, capsys: pytest.CaptureFixture[str], mistake: tuple[str, ...]
+) -> None:
+    assert command(*mistake) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert not output.exists()
+    assert command() == 0
+
+
+def test_prompt_that_is_no_text(command: Command, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command(prompt="a \udcff b")
+    assert stopped.value.code == 2
+    assert "expected text in UTF-8" in capsys.readouterr().err
+    assert not output.exists()

@@ -78,7 +78,10 @@ def positive_prompt(conditioning: Any) -> Tensor:
             f"conditioning: expected one prompt, given {len(conditioning)} combined or scheduled ones; "
             "connect the CONDITIONING of the main prompt, before it is combined with others"
         )
-    embeds = conditioning[0][0]
+    entry = conditioning[0]
+    if not isinstance(entry, (list, tuple)) or not entry:
+        raise InputError(f"conditioning: expected entries of embeddings and options, given {_name(entry)}")
+    embeds = entry[0]
     if not isinstance(embeds, Tensor) or embeds.ndim != 3:
         shape = f" of shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else ""
         raise InputError(f"conditioning: expected embeddings of a text, given {_name(embeds)}{shape}")

@@ -103,7 +103,9 @@ def _attached_class(plain: Any) -> type:
     """The subclass of a pipeline class whose calls start from golden noise. It holds no state."""
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        attachment: Attachment = self.__dict__[ATTRIBUTE]
+        attachment = _attachment(self)
+        if attachment is None:  # made by this class, as `from_pipe` does: a plain pipeline
+            return plain.__call__(self, *args, **kwargs)
         call = Call(self, attachment.golden, attachment.given_latents)
         token = _current.set(call)
         try:
