@@ -202,6 +202,8 @@ class TestErrors:
         [
             ([], "expected a CONDITIONING, given list"),
             (None, "expected a CONDITIONING, given NoneType"),
+            ([None], "expected entries of embeddings and options, given NoneType"),
+            ([[]], "expected entries of embeddings and options, given list"),
             ([[EMBEDS, {}], [EMBEDS, {}]], "expected one prompt, given 2 combined or scheduled"),
             ([[None, {}]], "expected embeddings of a text, given NoneType"),
             ([[EMBEDS[0], {}]], r"given Tensor of shape \(5, 12\)"),
