@@ -78,7 +78,8 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
             raise CheckpointError(
                 f"{path} is a checkpoint of another network:\n{_differences(config, given)}"
             )
-        config, names = given, {name: name for name in _shapes(given)}
+        config, shapes = given, _shapes(given)
+        names = {name: name for name in shapes}
     else:
         if config is None:
             raise CheckpointError(f"{path}: a published checkpoint does not say its shapes; name its model")
@@ -86,9 +87,9 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
         tensors = {name: tensor for name, tensor in tensors.items() if not is_unused(name)}
         text = next((group for group in TEXT_GROUPS if f"{group}.linear.weight" in tensors), TEXT_GROUPS[0])
         form = f"safetensors/{text}" if _is_safetensors(path) else "pth"
-        names = {name: published_name(name, text) for name in _shapes(config)}
-    shapes = {names[name]: shape for name, shape in _shapes(config).items()}
-    _check(path, tensors, shapes)
+        shapes = _shapes(config)
+        names = {name: published_name(name, text) for name in shapes}
+    _check(path, tensors, {names[name]: shape for name, shape in shapes.items()})
     state = {own: tensors[name].detach().float().contiguous() for own, name in names.items()}
     state["alpha"], state["beta"] = state["alpha"].reshape(()), state["beta"].reshape(())
     return Checkpoint(state, config, form, sha256(path))
