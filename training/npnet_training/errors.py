@@ -1,0 +1,40 @@
+"""Every error this package raises on purpose.
+
+Each message says what was expected, what was given, and what to change.
+"""
+
+from __future__ import annotations
+
+from npnet_runtime.errors import NPNetError
+
+
+class TrainingError(NPNetError):
+    """Base of all errors raised by `npnet_training`."""
+
+
+class SettingsError(TrainingError, ValueError):
+    """Settings that are unknown, of the wrong type, out of range, or contradict each other."""
+
+
+class ModelError(TrainingError):
+    """A text-to-image model that cannot be loaded, or whose pipeline, scheduler or prediction is unknown."""
+
+
+class PromptsError(TrainingError, ValueError):
+    """A file of prompts that is missing, malformed or empty."""
+
+
+class DatasetError(TrainingError):
+    """A dataset of noise pairs that is missing, damaged, of other settings, or without a usable pair."""
+
+
+class ScorerError(TrainingError):
+    """A scorer that is unknown, cannot be loaded, or gives no number for an image."""
+
+
+class TrainError(TrainingError):
+    """A training run that cannot start, go on, or be resumed."""
+
+
+class EvaluateError(TrainingError):
+    """An evaluation that cannot start or go on."""
