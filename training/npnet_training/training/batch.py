@@ -1,10 +1,11 @@
-"""What a loss is given beside the network's output: one batch of noise pairs, on the training device."""
+"""What a loss is given beside the network's output: one batch of noise pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from npnet_kernels import SVD
@@ -12,7 +13,7 @@ from npnet_kernels import SVD
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A batch of B noise pairs.
+    """A batch of B noise pairs, on the training device when a loss sees it.
 
     Args:
         source: (B, C, H, W) float32, the noise x_T that the network is given.
@@ -33,3 +34,20 @@ class TrainBatch:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """The same batch on another device; pinned memory is copied without waiting."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TrainBatch:
+        """The same batch in page-locked memory; `torch.utils.data.DataLoader` calls this by name."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TrainBatch:
+        return replace(
+            self,
+            source=function(self.source),
+            target=None if self.target is None else function(self.target),
+            prompt_embeds=function(self.prompt_embeds),
+            factors=None if self.factors is None else SVD(*map(function, self.factors)),
+        )

@@ -1,0 +1,103 @@
+"""Which pairs make up which batch: a function of the seed and the step alone, whatever the hardware.
+
+So there is no sampler state to store, and a run may be resumed on another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+
+from npnet_training.errors import TrainError
+
+
+class BatchRows(NamedTuple):
+    """The rows of a dataset that form one part of a batch, and the epoch they are read in."""
+
+    epoch: int
+    rows: Sequence[int]
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Shuffled batches of an optimizer step, cut into equal parts for processes and accumulation.
+
+    An epoch is a permutation of the rows; what is left after its last whole batch waits for a later epoch.
+
+    Args:
+        rows: rows of the dataset to train on.
+        batch_size: pairs of an optimizer step.
+        seed: of the permutations.
+        processes: how many there are.
+        process: which this is, from 0.
+        accumulation: parts of a process's share of a batch.
+
+    Raises:
+        TrainError: fewer rows than one batch, or a batch that cannot be cut into equal parts.
+    """
+
+    rows: np.ndarray
+    batch_size: int
+    seed: int
+    processes: int = 1
+    process: int = 0
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.processes * self.accumulation
+        if self.batch_size % parts:
+            raise TrainError(
+                f"--batch-size: expected a multiple of {parts} ({self.processes} processes x "
+                f"{self.accumulation} accumulated parts), given {self.batch_size}"
+            )
+        if len(self.rows) < self.batch_size:
+            raise TrainError(
+                f"--batch-size: expected at most the {len(self.rows)} pairs there are to train on, "
+                f"given {self.batch_size}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.rows) // self.batch_size
+
+    @property
+    def part_size(self) -> int:
+        """Pairs of one part, which one forward pass takes."""
+        return self.batch_size // (self.processes * self.accumulation)
+
+    def parts(self, first_step: int, last_step: int) -> Iterator[BatchRows]:
+        """This process's parts of the steps `first_step` up to but not including `last_step`, in order."""
+        order, order_epoch = self.rows[:0], -1
+        for step in range(first_step, last_step):
+            epoch, index = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+                order, order_epoch = self.rows[permutation], epoch
+            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
+            share = batch[self.process :: self.processes]
+            for start in range(0, len(share), self.part_size):
+                yield BatchRows(epoch, share[start : start + self.part_size].tolist())
+
+
+def split_by_prompt(prompts: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Whether each row is for validation, (rows,) bool: decided by a hash of its prompt.
+
+    So no prompt is on both sides, and a prompt stays on its side when the dataset grows.
+
+    Args:
+        prompts: of every row.
+        share: of the distinct prompts, about.
+        seed: another seed makes another split.
+    """
+    decided = {prompt: _uniform(prompt, seed) < share for prompt in set(prompts)}
+    return np.fromiter((decided[prompt] for prompt in prompts), bool, len(prompts))
+
+
+def _uniform(prompt: str, seed: int) -> float:
+    digest = sha256(f"{seed}:{prompt}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

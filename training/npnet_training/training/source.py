@@ -1,0 +1,81 @@
+"""What training needs of a dataset of noise pairs; `npnet_training.pairs.PairDataset` is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class SourceInfo(Protocol):
+    """What a dataset says of itself."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the noise."""
+        ...
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """(tokens, width) of the prompt embeddings."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Name of the text-to-image model, for `npnet_training.models.load_pipeline`."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Its commit or digest, as `ModelInfo.revision`."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest that names the content of the dataset."""
+        ...
+
+
+class SourceBatch(Protocol):
+    """Some rows of a dataset."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompt of each row."""
+        ...
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """The seed of each row."""
+        ...
+
+    @property
+    def source(self) -> Tensor:
+        """(B, C, H, W) float32."""
+        ...
+
+    @property
+    def target(self) -> Tensor:
+        """(B, C, H, W) float32."""
+        ...
+
+
+class PairSource(Protocol):
+    """A dataset of noise pairs with random access."""
+
+    @property
+    def info(self) -> SourceInfo:
+        """What the dataset says of itself."""
+        ...
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompt of every row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int]) -> SourceBatch:
+        """The pairs in the given rows."""
+        ...
