@@ -1,0 +1,196 @@
+"""The network of a training run: its configuration, first weights, frozen branches and precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from npnet_runtime import checkpoint
+from npnet_runtime.config import NPNetConfig, SwinConfig
+from npnet_runtime.errors import CheckpointError, ConfigError
+from npnet_runtime.network import NPNet
+from npnet_training.errors import SettingsError, TrainError
+from npnet_training.training.settings import NetworkSettings
+
+BRANCHES = {
+    "spectral": ("spectral_head.",),
+    "residual": (
+        "beta",
+        "prompt_half.to_rgb.",
+        "prompt_half.patch_embed.",
+        "prompt_half.swin.",
+        "prompt_half.from_features.",
+    ),
+    "text": ("alpha", "prompt_half.text_affine."),
+}
+"""Parameters of each branch of an `NPNet`, by the beginning of their names."""
+
+
+def make_network(
+    settings: NetworkSettings,
+    latent_shape: Sequence[int],
+    text_shape: Sequence[int],
+    *,
+    seed: int,
+    start_from: str | None = None,
+) -> nn.Module:
+    """A trainable network for a dataset's shapes, on the CPU, in float32.
+
+    Without a checkpoint the network begins as the identity: see `initialise`.
+
+    Args:
+        settings: kind and sizes; a checkpoint's own win over them.
+        latent_shape: (C, H, W) of the noise.
+        text_shape: (tokens, width) of the prompt embeddings.
+        seed: of the first weights.
+        start_from: a checkpoint of any form that `npnet_runtime.checkpoint.read` reads.
+
+    Raises:
+        SettingsError: sizes that describe no network.
+        TrainError: the checkpoint cannot be read, or is for other shapes.
+    """
+    try:
+        config = _config(settings, tuple(latent_shape), tuple(text_shape))
+    except ConfigError as error:
+        raise SettingsError(f"--network: {error}") from error
+    network = NPNet(config)
+    if start_from is None:
+        initialise(network, seed)
+        return network
+    try:
+        path = Path(start_from)
+        state = checkpoint.read(path, None if checkpoint.own_config(path) else config)
+    except CheckpointError as error:
+        raise TrainError(f"--start-from: {error}") from error
+    if (state.config.latent_shape, state.config.text_shape) != (config.latent_shape, config.text_shape):
+        raise TrainError(
+            f"--start-from {start_from}: expected a network for noise of shape {config.latent_shape} and text "
+            f"of shape {config.text_shape}, as in the dataset; given {state.config.latent_shape} and "
+            f"{state.config.text_shape}"
+        )
+    network = NPNet(state.config)
+    network.load_state_dict(state.state)
+    return network
+
+
+def _config(
+    settings: NetworkSettings, latent_shape: tuple[int, ...], text_shape: tuple[int, ...]
+) -> NPNetConfig:
+    sizes = settings.npnet.model_dump()
+    swin = {name.removeprefix("swin_"): sizes.pop(name) for name in list(sizes) if name.startswith("swin_")}
+    channels, height, width = latent_shape
+    tokens, dim = text_shape
+    return NPNetConfig(channels, height, width, tokens, dim, **sizes, swin=SwinConfig(**swin))
+
+
+def initialise(network: NPNet, seed: int) -> None:
+    """First weights of an NPNet that is trained from nothing, in place; golden noise is the noise, exactly.
+
+    alpha and beta start at zero, as in the published code, and so does the layer that writes the correction
+    of the singular values. Each of the three branches is thereby a product with zero, as in ReZero (Bachlechner
+    et al. 2020, arXiv 2003.04887): the zeros get a gradient in the first step, everything behind them from the
+    second on. Matrices of the Swin Transformer and its position bias are drawn from a normal distribution of
+    deviation 0.02, cut at two (Liu et al. 2021); the others keep PyTorch's uniform distribution.
+    """
+    # Drawn again, because the caller's random numbers made the network that comes in.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in network.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)):
+                module.reset_parameters()
+        for name, parameter in network.prompt_half.swin.named_parameters():
+            if name.endswith("relative_position_bias_table") or parameter.ndim == 2:
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+    last = network.spectral_head.f_mlp[-1]
+    for parameter in (last.weight, last.bias, network.alpha, network.beta):
+        nn.init.zeros_(parameter)  # type: ignore[arg-type]
+
+
+def freeze(network: nn.Module, branches: Iterable[str], *, from_nothing: bool) -> None:
+    """Stop training branches of an NPNet.
+
+    From nothing, a frozen branch adds nothing for good: a frozen text branch does not see the prompt.
+
+    Raises:
+        SettingsError: the network has no such branches.
+    """
+    branches = tuple(branches)
+    if branches and not isinstance(network, NPNet):
+        raise SettingsError(f"--freeze {' '.join(branches)}: only networks of kind npnet have these branches")
+    prefixes = tuple(prefix for branch in branches for prefix in BRANCHES[branch])
+    for name, parameter in network.named_parameters():
+        if prefixes and name.startswith(prefixes):
+            parameter.requires_grad_(False)
+            if from_nothing and name.startswith("prompt_half.text_affine."):
+                nn.init.zeros_(parameter)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise SettingsError(f"--freeze {' '.join(branches)}: nothing is left to train")
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: matrices are decayed, vectors and scalars (biases, norms, alpha, beta) are not."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def autocast_products(network: nn.Module, device_type: str) -> None:
+    """Compute the matrix products of the network in bfloat16 in training, its weights staying float32.
+
+    In an NPNet these are those of the spectral head and the Swin Transformer, as `NPNet.to_precision`
+    chooses for inference: norms, softmax, sums over the text and the reconstruction keep float32.
+    """
+    halves: list[nn.Module] = (
+        [network.spectral_head, network.prompt_half.swin] if isinstance(network, NPNet) else [network]
+    )
+    for module in halves:
+        module.forward = _autocast(module.forward, device_type)  # type: ignore[method-assign]
+
+
+def _autocast(forward: Callable[..., Tensor], device_type: str) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def run(*arguments: Any) -> Tensor:
+        with torch.autocast(device_type, torch.bfloat16):
+            return forward(*arguments).float()
+
+    return run
+
+
+class AsScalar(nn.Module):
+    """A one-element vector as a scalar: FSDP shards the first dimension, which a scalar does not have."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """(1,) -> ()."""
+        return vector.reshape(())
+
+    def right_inverse(self, scalar: Tensor) -> Tensor:
+        """() -> (1,)."""
+        return scalar.reshape(1)
+
+
+def vectorise_scalars(network: nn.Module) -> None:
+    """Store the network's scalar parameters as vectors of one element; `named_state` undoes the names."""
+    for name, parameter in list(network.named_parameters(recurse=False)):
+        if parameter.ndim == 0:
+            parametrize.register_parametrization(network, name, AsScalar(), unsafe=True)
+
+
+def named_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of a network after `vectorise_scalars` by its names before it."""
+    named = {}
+    for name, value in state.items():
+        if name.startswith("parametrizations."):
+            named[name.split(".")[1]] = value.reshape(())
+        else:
+            named[name] = value
+    return named

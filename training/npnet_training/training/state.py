@@ -1,0 +1,140 @@
+"""The state of a training run on disk: safetensors and JSON, nothing that is executed when read.
+
+accelerate's own `save_state` pickles optimizer and random states, and passes over random states that it
+cannot read. Here all that is random is a function of the seed and the step, and the learning rate of the
+step, so a state is the weights, their average, the optimizer's moments and a few counters. Tensors are
+written whole, not sharded: a run may go on with another number of processes, or without FSDP.
+
+    RUN/state-00001200/tensors.safetensors    weights.*, average.*, optimizer.*
+    RUN/state-00001200/state.json             counters, settings, network, digest of the dataset
+
+A folder appears under its name when it is complete; the one before is deleted after that. Killed at any
+moment, one of the two is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from npnet_runtime.files import atomic_directory
+from npnet_training.errors import TrainError
+from npnet_training.training.averaging import WeightAverage
+
+FORMAT_VERSION = 1
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+
+
+def whole_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Weights by name, on the CPU; with FSDP, gathered, and empty but on the first process.
+
+    Every process must call it.
+    """
+    return {
+        name: value for name, value in get_model_state_dict(network, options=_WHOLE).items() if _tensor(value)
+    }
+
+
+def gather_state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors and plain numbers of a run, whole; every process must call it.
+
+    Returns:
+        Tensors by `weights.NAME`, `average.NAME` and `optimizer.KEY`; the optimizer's other values by KEY.
+    """
+    tensors = {f"weights.{name}": value for name, value in whole_weights(network).items()}
+    if average.decay:
+        with average.applied():
+            tensors |= {f"average.{name}": value for name, value in whole_weights(network).items()}
+    numbers: dict[str, float] = {}
+    for key, value in get_optimizer_state_dict(network, optimizer, options=_WHOLE).items():
+        if _tensor(value):
+            tensors[f"optimizer.{key}"] = value
+        else:
+            numbers[key] = value
+    return tensors, numbers
+
+
+def write_state(run: Path, step: int, tensors: dict[str, Tensor], content: dict[str, Any]) -> Path:
+    """Write the state after `step` steps and delete the one before. For the first process only.
+
+    Raises:
+        TrainError: the folder cannot be written, or is full; the state before is kept.
+    """
+    target = run / f"state-{step:08d}"
+    try:
+        with atomic_directory(target, replace=True) as folder:
+            # A copy each: moments may share memory, which safetensors does not allow.
+            save_file({k: v.clone().contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
+            document = {"format_version": FORMAT_VERSION, "step": step, **content}
+            (folder / "state.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise TrainError(
+            f"{target}: cannot write the training state ({error}); the one before is kept. "
+            "Make room and go on with --resume"
+        ) from error
+    for old in run.glob("state-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    for unfinished in run.glob(".state-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def last_state(run: Path) -> Path | None:
+    """Folder of the newest training state of a run."""
+    return max(run.glob("state-*"), default=None)
+
+
+def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_state` wrote.
+
+    Raises:
+        TrainError: damaged, or of another version.
+    """
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "tensors.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrainError(f"{folder}: damaged training state ({error}); delete it to start again") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise TrainError(f"{folder}: expected a training state of format version {FORMAT_VERSION}")
+    return tensors, content
+
+
+def restore(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    tensors: dict[str, Tensor],
+    numbers: dict[str, float],
+) -> None:
+    """Put a state back, bit by bit, into what has been prepared for training; every process must call it."""
+    parts: dict[str, dict[str, Any]] = {"weights": {}, "average": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    if average.decay:
+        set_model_state_dict(network, parts["average"], options=_WHOLE)
+        average.reset()
+    set_model_state_dict(network, parts["weights"], options=_WHOLE)
+    set_optimizer_state_dict(network, optimizer, parts["optimizer"] | numbers, options=_WHOLE)
+
+
+def _tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
