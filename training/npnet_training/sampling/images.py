@@ -30,9 +30,9 @@ GOLDEN_RATIO = 0x9E3779B97F4A7C15  # far from every seed in use, odd
 class SampleSettings(Settings):
     """How images are made."""
 
-    steps: int = Field(10, ge=1)
+    steps: int = Field(default=10, ge=1)
     """Denoising steps."""
-    guidance: float = Field(5.5, ge=0, allow_inf_nan=False)
+    guidance: float = Field(default=5.5, ge=0, allow_inf_nan=False)
     """Classifier-free guidance; up to 1 there is none."""
     scheduler: Literal["ddim", "dpm++", "euler"] | None = None
     """None for the model's own."""

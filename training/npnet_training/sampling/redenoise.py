@@ -17,17 +17,17 @@ from npnet_training.settings import Settings
 class RedenoiseSettings(Settings):
     """How a noise is made to carry more of its prompt."""
 
-    steps: int = Field(10, ge=2)
+    steps: int = Field(default=10, ge=2)
     """Steps of the schedule whose first two timesteps are used."""
-    guidance: float = Field(5.5, allow_inf_nan=False)
+    guidance: float = Field(default=5.5, allow_inf_nan=False)
     """Guidance w_l of the denoising step; published: SDXL 5.5, DreamShaper 3.5, Hunyuan-DiT 5.0."""
-    inversion_guidance: float = Field(1.0, allow_inf_nan=False)
+    inversion_guidance: float = Field(default=1.0, allow_inf_nan=False)
     """Guidance w_w of the inversion."""
     convention: Literal["consistent", "published"] = "consistent"
     """Whether the inversion takes back the step, or is one timestep off as in the public code."""
     solver: Solver = "ddim"
     """Which timesteps are used, and under `published` whose inverse; published: dpm++ for DreamShaper."""
-    repetitions: int = Field(1, ge=1)
+    repetitions: int = Field(default=1, ge=1)
     """How often, each time from the result of the last."""
 
 

@@ -61,7 +61,7 @@ def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) ->
 
 
 def place(facts: Facts, generator: random.Random) -> list[Placed]:
-    """Random places at which the facts hold: related things are further apart along the relation than across."""
+    """Random places at which the facts hold: further apart along a relation than across it."""
     while True:
         placed = [_somewhere(facts.things[0], len(facts.things), generator)]
         for _, relation, thing in facts.links:

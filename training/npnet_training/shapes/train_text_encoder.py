@@ -1,0 +1,82 @@
+"""Train the text encoder before the denoiser: to predict the coarse layout of the latents from the prompt.
+
+Trained together with the denoiser from nothing, a text encoder forgets the order of words: at the noisy end
+of Stable Diffusion's schedule the latents already reveal the layout, so order is worth almost no loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npnet_training.shapes.data import Batches
+from npnet_training.shapes.networks import WIDTH, make_text_encoder, make_tokenizer
+from npnet_training.shapes.train_autoencoder import Report
+
+
+class LayoutHead(nn.Module):
+    """8x8 learned positions that attend to the prompt's tokens and predict pooled latents; thrown away."""
+
+    def __init__(self, channels: int, side: int = 8) -> None:
+        super().__init__()
+        self.side = side
+        self.positions = nn.Parameter(torch.randn(side * side, WIDTH) * 0.5)
+        layer = nn.TransformerDecoderLayer(
+            WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, 2)
+        self.out = nn.Linear(WIDTH, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, width) to (B, channels, 8, 8)."""
+        states = self.decoder(self.positions.expand(len(tokens), -1, -1), tokens)
+        return self.out(states).transpose(1, 2).unflatten(2, (self.side, self.side))
+
+
+def train_text_encoder(
+    prompts: list[str], latents: Tensor, steps: int, batch: int, rate: float, seed: int, report: Report
+) -> tuple[Any, Any]:
+    """A text encoder whose token states tell the layout.
+
+    Args:
+        prompts: N of them.
+        latents: (N, 4, 16, 16), scaled, of their images.
+        steps: of AdamW, with a one-cycle learning rate.
+        batch: prompts a step.
+        rate: highest learning rate.
+        seed: of weights and order.
+        report: called with stage, step and loss.
+    """
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    encoder = make_text_encoder(tokenizer).train()
+    head = LayoutHead(latents.shape[1])
+    ids = tokenize(tokenizer, prompts)
+    targets = F.avg_pool2d(latents, 2)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
+    for step, rows in zip(range(steps), Batches(len(prompts), batch, seed), strict=False):
+        loss = F.mse_loss(head(encoder(ids[rows]).last_hidden_state), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        report("text encoder", step, loss.item())
+    return tokenizer, encoder.eval()
+
+
+def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
+    """(N, 16) token numbers, padded as the pipeline pads them."""
+    ids: Tensor = tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids
