@@ -15,6 +15,10 @@ from npnet_training.shapes.render import PALETTE, coverage
 # Of a pixel's strongest over its weakest channel: a thing from there on, background below.
 _CHROMA = 0.25
 _SMALLEST = 9  # pixels; the smallest thing drawn has 40
+# Of a region with the best fitting shape, as intersection over union: below it the region is no shape at all.
+# Of true renders 99.9 % have 0.8, blurred with a sigma of 0.9 pixels 0.63; noise has 0.5.
+_LEAST_OVERLAP = 0.6
+UNKNOWN = "blob"
 _NAMES = tuple(PALETTE)
 _COLOURS = np.array([PALETTE[name] for name in _NAMES], dtype=np.float32)
 _HUES = _COLOURS - _COLOURS.mean(1, keepdims=True)
@@ -26,7 +30,7 @@ _EIGHT = np.ones((3, 3), dtype=np.int8)  # pixels that touch at a corner belong 
 
 @dataclass(frozen=True)
 class Seen:
-    """A coloured shape found in an image, at its centre of mass in pixels."""
+    """A coloured region found in an image, at its centre of mass in pixels; its shape may be `UNKNOWN`."""
 
     thing: Thing
     x: float
@@ -112,7 +116,8 @@ def _recognise(colour: str, alpha: NDArray[np.float32]) -> Seen:
     rows, columns = np.mgrid[0 : alpha.shape[0], 0 : alpha.shape[1]] + 0.5
     x, y = float((alpha * columns).sum() / area), float((alpha * rows).sum() / area)
     scores = [_overlap(alpha, shape, x, y, area) for shape in SHAPES]
-    return Seen(Thing(colour, SHAPES[int(np.argmax(scores))]), x, y)
+    best = int(np.argmax(scores))
+    return Seen(Thing(colour, SHAPES[best] if scores[best] >= _LEAST_OVERLAP else UNKNOWN), x, y)
 
 
 def _overlap(alpha: NDArray[np.float32], shape: str, x: float, y: float, area: float) -> float:
