@@ -37,15 +37,15 @@ class BuildSettings(Settings):
     """Training images rendered."""
     autoencoder_steps: int = Field(default=2000, ge=1)
     """Of the autoencoder, 32 images each."""
-    text_steps: int = Field(default=1500, ge=1)
+    text_steps: int = Field(default=800, ge=1)
     """Of the text encoder, 128 prompts each."""
-    unet_steps: int = Field(default=2500, ge=1)
+    unet_steps: int = Field(default=2000, ge=1)
     """Of the learning-rate schedule of the denoiser, 64 scenes each."""
     save_every: int = Field(default=250, ge=1)
     """Steps between two looks at the denoiser."""
-    main: int = Field(default=2500, ge=1)
+    main: int = Field(default=2000, ge=1)
     """Steps after which the denoiser is the main one; a multiple of save_every."""
-    weak: int = Field(default=750, ge=1)
+    weak: int = Field(default=500, ge=1)
     """Steps after which it is the weaker one, of the same run."""
     judged: int = Field(default=300, ge=1)
     """Held-out prompts judged at each look; the main and the weak one are judged on five times as many."""
@@ -65,9 +65,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
     scenes = draw_scenes(settings.scenes, settings.seed)
     vae = train_autoencoder(scenes, settings.autoencoder_steps, 32, 4e-3, settings.seed, report)
     latents = encode(vae, scenes.images) * vae.config.scaling_factor
-    tokenizer, text = train_text_encoder(
-        scenes.prompts, latents, settings.text_steps, 128, 2e-3, settings.seed, report
-    )
+    tokenizer, text = train_text_encoder(scenes, settings.text_steps, 128, 2e-3, settings.seed, report)
     text = text.half().float()  # the denoiser learns to read the embeddings that are saved
     distinct = sorted(set(scenes.prompts))
     rows = {prompt: row for row, prompt in enumerate(distinct)}

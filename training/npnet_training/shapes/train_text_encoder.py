@@ -1,7 +1,8 @@
-"""Train the text encoder before the denoiser: to predict the coarse layout of the latents from the prompt.
+"""Train the text encoder before the denoiser: to predict from the prompt which colour is where.
 
 Trained together with the denoiser from nothing, a text encoder forgets the order of words: at the noisy end
-of Stable Diffusion's schedule the latents already reveal the layout, so order is worth almost no loss.
+of Stable Diffusion's schedule the latents already reveal the layout, so order is worth almost no loss. Of the image only the colours are predicted, not the brightness: the
+background's, which no prompt tells, has most of the variance, and drowns what is to be learned.
 """
 
 from __future__ import annotations
@@ -12,38 +13,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npnet_training.shapes.data import Batches
+from npnet_training.shapes.data import Scenes
 from npnet_training.shapes.networks import WIDTH, make_text_encoder, make_tokenizer
 from npnet_training.shapes.train_autoencoder import Report
 
+SIDE = 8
+
 
 class LayoutHead(nn.Module):
-    """8x8 learned positions that attend to the prompt's tokens and predict pooled latents; thrown away."""
+    """8x8 learned positions that attend to the prompt's tokens and predict the colour there; thrown away."""
 
-    def __init__(self, channels: int, side: int = 8) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.side = side
-        self.positions = nn.Parameter(torch.randn(side * side, WIDTH) * 0.5)
+        self.positions = nn.Parameter(torch.randn(SIDE * SIDE, WIDTH) * 0.5)
         layer = nn.TransformerDecoderLayer(
             WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, 2)
-        self.out = nn.Linear(WIDTH, channels)
+        self.out = nn.Linear(WIDTH, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, width) to (B, channels, 8, 8)."""
+        """(B, T, width) to (B, 3, 8, 8)."""
         states = self.decoder(self.positions.expand(len(tokens), -1, -1), tokens)
-        return self.out(states).transpose(1, 2).unflatten(2, (self.side, self.side))
+        return self.out(states).transpose(1, 2).unflatten(2, (SIDE, SIDE))
 
 
 def train_text_encoder(
-    prompts: list[str], latents: Tensor, steps: int, batch: int, rate: float, seed: int, report: Report
+    scenes: Scenes, steps: int, batch: int, rate: float, seed: int, report: Report
 ) -> tuple[Any, Any]:
     """A text encoder whose token states tell the layout.
 
     Args:
-        prompts: N of them.
-        latents: (N, 4, 16, 16), scaled, of their images.
+        scenes: images and prompts to learn from.
         steps: of AdamW, with a one-cycle learning rate.
         batch: prompts a step.
         rate: highest learning rate.
@@ -53,13 +54,14 @@ def train_text_encoder(
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     encoder = make_text_encoder(tokenizer).train()
-    head = LayoutHead(latents.shape[1])
-    ids = tokenize(tokenizer, prompts)
-    targets = F.avg_pool2d(latents, 2)
+    head = LayoutHead()
+    ids = tokenize(tokenizer, scenes.prompts)
+    hues = scenes.images - scenes.images.mean(1, keepdim=True)
+    targets = 4 * F.avg_pool2d(hues, hues.shape[-1] // SIDE)  # of about unit variance
     parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
-    for step, rows in zip(range(steps), Batches(len(prompts), batch, seed), strict=False):
+    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
+    for step, rows in zip(range(steps), scenes.batches(batch, seed), strict=False):
         loss = F.mse_loss(head(encoder(ids[rows]).last_hidden_state), targets[rows])
         optimizer.zero_grad()
         loss.backward()
