@@ -1,8 +1,9 @@
 """Train the text encoder before the denoiser: to predict from the prompt which colour is where.
 
 Trained together with the denoiser from nothing, a text encoder forgets the order of words: at the noisy end
-of Stable Diffusion's schedule the latents already reveal the layout, so order is worth almost no loss. Of the image only the colours are predicted, not the brightness: the
-background's, which no prompt tells, has most of the variance, and drowns what is to be learned.
+of Stable Diffusion's schedule the latents already reveal the layout, so order is worth almost no loss. Of the
+image only the colours are predicted, not the brightness: the background's, which no prompt tells, has most of
+the variance, and drowns what is to be learned.
 """
 
 from __future__ import annotations
