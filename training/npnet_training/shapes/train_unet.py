@@ -13,7 +13,7 @@ from npnet_training.shapes.data import Batches
 from npnet_training.shapes.networks import make_scheduler, make_unet
 from npnet_training.shapes.train_autoencoder import Report
 
-PURE_SHARE, PURE_FROM, PURE_WEIGHT = 0.4, 700, 0.05
+PURE_SHARE, PURE_FROM = 0.4, 700
 DROPPED = 0.1  # share of prompts replaced by the empty one, for classifier-free guidance
 AVERAGE = 0.995
 
@@ -64,9 +64,10 @@ def train_unet(
         noisy = alpha * clean + sigma * noise
         noisy[:pure] = noise[:pure]
         predicted = unet(noisy, time, text).sample
-        found = (noisy[:pure] - sigma[:pure] * predicted[:pure]) / alpha[:pure]
-        loss = (predicted[pure:] - noise[pure:]).square().mean()
-        loss = loss + PURE_WEIGHT * (found - clean[:pure]).square().mean()
+        # v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), so x0 = alpha x_t - sigma v
+        found = alpha[:pure] * noisy[:pure] - sigma[:pure] * predicted[:pure]
+        error = predicted[pure:] - (alpha * noise - sigma * clean)[pure:]
+        loss = (error.square().sum() + (found - clean[:pure]).square().sum()) / clean.numel()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
