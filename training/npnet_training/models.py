@@ -12,7 +12,7 @@ import torch
 from npnet_runtime.models import MODELS
 from npnet_training.errors import ModelError
 
-EMBEDDED = ("shapes", "shapes-weak", "shapes-fewstep")
+EMBEDDED = ("shapes", "shapes-weak")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load_pipeline(
 
     Args:
         name: a folder as `save_pretrained` writes it, `owner/repository` on the hub, a registered model
-            (`npnet-export --list`), or the embedded `shapes`, `shapes-weak`, `shapes-fewstep`.
+            (`npnet-export --list`), or the embedded `shapes`, `shapes-weak`.
         device: where to.
         dtype: of its weights.
         revision: commit, branch or tag on the hub.

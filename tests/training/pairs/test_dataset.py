@@ -1,0 +1,102 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from npnet_training.errors import DatasetError
+from npnet_training.pairs import PairDataset, PairInfo, Pairs, write_pairs
+from npnet_training.pairs.shard import shard_path
+from npnet_training.sampling import draw_noise
+
+SHAPE = (4, 8, 8)
+
+
+def write(
+    folder: Path, count: int = 20, per_shard: int = 10, *, model: str = "m", source: bool = False
+) -> torch.Tensor:
+    PairInfo(model, None, SHAPE, (5, 6), {"rule": "keep all"}).write(folder)
+    target = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1)).half()
+    for number, start in enumerate(range(0, count, per_shard)):
+        rows = range(start, min(start + per_shard, count))
+        part = target[rows.start : rows.stop]
+        pairs = Pairs(
+            index=rows,
+            prompts=[f"prompt {row}" for row in rows],
+            seeds=[100 + row for row in rows],
+            target=part,
+            kept=[row % 3 != 0 for row in rows],
+            decision=["because"] * len(rows),
+            plain={"s": [float(row) for row in rows]},
+            redenoised={"s": [row + 0.5 for row in rows]},
+            source=-part if source else None,
+        )
+        write_pairs(shard_path(folder, number), pairs)
+    return target
+
+
+def test_reads_what_was_written(tmp_path: Path) -> None:
+    target = write(tmp_path / "a")
+    pairs = PairDataset.open([tmp_path / "a"], kept_only=False)
+    assert len(pairs) == 20
+    rows = [19, 0, 7, 7]
+    batch = pairs.batch(rows)
+    assert batch.prompts == [f"prompt {row}" for row in rows]
+    assert (batch.target == target[rows].float()).all()
+    assert (batch.source == draw_noise([100 + row for row in rows], SHAPE)).all()
+    assert batch.source.dtype == batch.target.dtype == torch.float32
+
+
+def test_kept_rows_of_several_folders(tmp_path: Path) -> None:
+    target = write(tmp_path / "a")
+    write(tmp_path / "b", source=True)
+    pairs = PairDataset.open([tmp_path / "a", tmp_path / "b"])
+    kept = [row for row in range(20) if row % 3]
+    assert pairs.seeds == [100 + row for row in kept] * 2
+    last = pickle.loads(pickle.dumps(pairs)).batch([len(pairs) - 1])
+    assert (last.target[0] == target[kept[-1]].float()).all()
+    assert (last.source == -last.target).all()
+
+
+def test_digest_is_of_content_and_selection(tmp_path: Path) -> None:
+    for name, count in (("a", 20), ("b", 20), ("c", 19)):
+        write(tmp_path / name, count)
+    digests = [PairDataset.open([tmp_path / name]).info.digest for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+    assert PairDataset.open([tmp_path / "a"], kept_only=False).info.digest != digests[0]
+
+
+def test_datasets_reads_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    target = write(tmp_path / "a")
+    rows = datasets.load_dataset(str(tmp_path / "a"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 20
+    assert rows[13]["prompt"] == "prompt 13"
+    assert rows[13]["redenoised/s"] == 13.5
+    assert np.array_equal(np.float16(rows[13]["target"]), target[13].flatten().numpy())
+
+
+def test_other_models_do_not_mix(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", model="other")
+    with pytest.raises(DatasetError, match="its model is other"):
+        PairDataset.open([tmp_path / "a", tmp_path / "b"])
+
+
+def test_damaged(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    path = shard_path(tmp_path / "a", 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match=r"train-000001.parquet: truncated or damaged .* --resume"):
+        PairDataset.open([tmp_path / "a"])
+    with pytest.raises(DatasetError, match="npnet-collect"):
+        PairDataset.open([tmp_path / "none"])
+    with pytest.raises(DatasetError, match="at least one folder"):
+        PairDataset.open([])
+
+
+def test_nothing_kept(tmp_path: Path) -> None:
+    write(tmp_path / "a", count=1)
+    with pytest.raises(DatasetError, match="of 1 collected none was kept"):
+        PairDataset.open([tmp_path / "a"])

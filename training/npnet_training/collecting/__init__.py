@@ -1,0 +1,6 @@
+"""`npnet-collect`: prompts to noise pairs."""
+
+from npnet_training.collecting.collector import Collector, collect
+from npnet_training.collecting.settings import CollectSettings
+
+__all__ = ["CollectSettings", "Collector", "collect"]

@@ -1,0 +1,68 @@
+"""Command line of `npnet-collect`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from npnet_runtime.errors import NPNetError
+from npnet_training.collecting.collector import Collector, Progress, collect
+from npnet_training.collecting.items import items
+from npnet_training.collecting.settings import CollectSettings
+from npnet_training.settings import parse
+
+EPILOG = """example:
+  npnet-collect --model sdxl --prompts prompts.txt --output pairs --scorers pickscore --device cuda
+
+exit status: 0, 1 if no pair was kept, 2 for an error; after an error or a kill, run it again with --resume
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    try:
+        settings = parse(CollectSettings, "npnet-collect", argv, epilog=EPILOG)
+        print(settings.to_yaml(), file=sys.stderr)
+        if settings.dry_run:
+            _estimate(settings)
+            return 0
+        progress = collect(settings, _report)
+    except NPNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume", file=sys.stderr)
+        return 130
+    print(f"{settings.output}: {progress.pairs} pairs, {progress.kept} kept ({_share(progress)})")
+    if not progress.kept:
+        print("no pair was kept: try another --rule, --redenoise.guidance or more prompts", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(progress: Progress) -> None:
+    rate = progress.new / progress.seconds
+    print(f"{progress.pairs} pairs, {_share(progress)} kept, {rate:.2f} pairs/s", file=sys.stderr, flush=True)
+
+
+def _share(progress: Progress) -> str:
+    return f"{100 * progress.kept / max(1, progress.pairs):.1f} %"
+
+
+def _estimate(settings: CollectSettings) -> None:
+    collector = Collector(settings)
+    count, first = 0, None
+    for item in items(settings):
+        first = first or item
+        count += len(item.prompts)
+    if first is None:
+        return
+    collector.make(first)  # the first batch also warms up
+    began = time.perf_counter()
+    pairs, _, _ = collector.make(first)
+    seconds = (time.perf_counter() - began) * count / len(pairs)
+    size = 2 * pairs.target[0].numel() * count
+    print(
+        f"{count} pairs, about {seconds / 60:.1f} minutes on one worker like this and {size / 1e6:.1f} MB, "
+        f"measured on {len(pairs)} pairs, of which {sum(pairs.kept)} were kept; nothing was written"
+    )

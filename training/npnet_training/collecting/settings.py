@@ -1,0 +1,81 @@
+"""Settings of `npnet-collect`; the defaults are the paper's recipe where it has one (sections 3.1, 3.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from npnet_training.sampling import RedenoiseSettings, SampleSettings
+from npnet_training.settings import Settings
+
+
+class CollectSettings(Settings):
+    """Make noise pairs of prompts: re-denoise, sample both images, score them, decide."""
+
+    model: str
+    """A diffusers folder, a repository of the hub, a registered model, or the embedded shapes."""
+    prompts: str
+    """File of prompts (text, .csv, .jsonl), hub:OWNER/DATASET, or shapes:train:COUNT[:SEED]."""
+    output: Path
+    """Folder of the dataset."""
+    revision: str | None = None
+    """Commit, branch or tag of the model on the hub."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Use at most this many prompts."""
+    seeds: int = Field(default=1, ge=1)
+    """Noises for each prompt."""
+    seed: int = Field(default=0, ge=0)
+    """Of the first noise; every later one has the next number."""
+    redenoise: RedenoiseSettings = RedenoiseSettings()
+    """How the target is made."""
+    sample: SampleSettings = SampleSettings()
+    """How the images that are scored are made."""
+    scorers: tuple[str, ...] = ()
+    """Judges of the images; none makes no image and keeps every pair."""
+    rule: str | None = None
+    """Which pairs are kept: 'keep all', or 'NAME rises [by M]', 'NAME holds', 'NAME reaches V', joined by
+    'and'; by default every score must rise."""
+    batch: int = Field(default=16, ge=1)
+    """Pairs made at once; a shard of the dataset."""
+    device: str = "cpu"
+    """Where to run."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the model's weights."""
+    thumbnails: int = Field(default=0, ge=0)
+    """Keep the images of this many first pairs, and a page that shows them."""
+    resume: bool = False
+    """Go on with the dataset in the folder."""
+    ray: str | None = None
+    """Run on Ray: 'local', 'auto' for the cluster this machine is in, or an address."""
+    workers: int = Field(default=1, ge=1)
+    """Ray actors, each with a pipeline of its own."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs for each actor."""
+    offline: bool = False
+    """Take models from the hub's cache only."""
+    dry_run: bool = False
+    """Make one batch, write nothing, say how long and how large the whole would be."""
+
+    @property
+    def effective_rule(self) -> str:
+        """The rule, or its default."""
+        return self.rule or ("all rises" if self.scorers else "keep all")
+
+
+OF_THE_RUN = frozenset(
+    {
+        "output",
+        "max_prompts",
+        "device",
+        "thumbnails",
+        "resume",
+        "ray",
+        "workers",
+        "gpus",
+        "offline",
+        "dry_run",
+    }
+)
+"""Settings that a pair does not depend on; they may differ when a dataset is continued."""

@@ -1,0 +1,93 @@
+"""What a dataset of noise pairs says of itself: `npnet-pairs.json`, and the card in README.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from npnet_runtime.files import atomic_file
+from npnet_training.errors import DatasetError
+
+FILE, FORMAT_VERSION = "npnet-pairs.json", 1
+
+
+@dataclass(frozen=True)
+class PairInfo:
+    """Model, shapes and settings of a dataset.
+
+    Args:
+        model: name of the text-to-image model, for `npnet_training.models.load_pipeline`.
+        revision: its commit or digest, as `ModelInfo.revision`.
+        latent_shape: (C, H, W) of the noise.
+        text_shape: (tokens, width) of the prompt embeddings.
+        settings: everything the pairs depend on, as plain values.
+        digest: hexadecimal, of the content; "" until the dataset is opened.
+    """
+
+    model: str
+    revision: str | None
+    latent_shape: tuple[int, int, int]
+    text_shape: tuple[int, int]
+    settings: dict[str, Any]
+    digest: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write the file and the card.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        values = {"format_version": FORMAT_VERSION, **asdict(self)}
+        del values["digest"]
+        for name, text in ((FILE, json.dumps(values, indent=1) + "\n"), ("README.md", self._card())):
+            with atomic_file(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            DatasetError: missing, damaged, or of another version.
+        """
+        path = folder / FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DatasetError(
+                f"{folder}: expected a dataset of noise pairs, but {FILE} cannot be read ({error}); "
+                "make one with npnet-collect"
+            ) from error
+        except ValueError as error:
+            raise DatasetError(f"{path}: damaged ({error})") from error
+        known = {item.name for item in fields(cls)} - {"digest"}
+        version = values.pop("format_version", None) if isinstance(values, dict) else None
+        if version != FORMAT_VERSION or set(values) != known:
+            raise DatasetError(f"{path}: expected format version {FORMAT_VERSION}, given {version}")
+        values["latent_shape"] = tuple(values["latent_shape"])
+        values["text_shape"] = tuple(values["text_shape"])
+        return cls(**values)
+
+    def _card(self) -> str:
+        return f"""---
+configs:
+- config_name: default
+  data_files: data/*.parquet
+---
+# Noise pairs of {self.model}
+
+Source noise and the golden noise that re-denoise sampling makes of it (arXiv 2411.09502, section 3.1),
+made by `npnet-collect`.
+
+- model: `{self.model}`, revision `{self.revision}`
+- noise: {self.latent_shape}; `target` is float16, flattened; `source` is null where it is
+  `npnet_training.sampling.draw_noise([seed], {self.latent_shape})`
+- `kept` rows are trained on; `decision` says why or why not; `plain/NAME` and `redenoised/NAME` are the
+  scores of the images from both noises
+
+```json
+{json.dumps(self.settings, indent=1)}
+```
+"""

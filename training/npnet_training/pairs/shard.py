@@ -1,0 +1,110 @@
+"""One Parquet shard of noise pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from npnet_runtime.files import atomic_file
+from npnet_training.errors import DatasetError
+
+ROWS_PER_GROUP = 8  # what reading one row at random costs: 1 MB for SDXL
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """B noise pairs with everything that is known of them.
+
+    Args:
+        index: number of each pair in its dataset.
+        prompts: B of them.
+        seeds: of the source noise.
+        target: (B, C, H, W) golden noise; stored as float16.
+        kept: whether to train on it.
+        decision: why, or why not.
+        plain: scores of the images from the source noise, by scorer.
+        redenoised: scores of the images from the target.
+        source: (B, C, H, W) where it is not `draw_noise(seeds, ...)`; stored as float16.
+    """
+
+    index: Sequence[int]
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    target: Tensor
+    kept: Sequence[bool]
+    decision: Sequence[str]
+    plain: Mapping[str, Sequence[float]]
+    redenoised: Mapping[str, Sequence[float]]
+    source: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where the shard of that number is."""
+    return folder / "data" / f"train-{number:06d}.parquet"
+
+
+def write_pairs(path: Path, pairs: Pairs) -> None:
+    """Write a shard, whole or not at all.
+
+    Raises:
+        DatasetError: it cannot be written.
+    """
+    width = pairs.target[0].numel()
+    noise = pa.list_(pa.float16(), width)
+    columns: dict[str, pa.Array] = {
+        "index": pa.array(list(pairs.index), pa.int64()),
+        "prompt": pa.array(list(pairs.prompts), pa.string()),
+        "seed": pa.array(list(pairs.seeds), pa.int64()),
+        "source": pa.nulls(len(pairs), noise) if pairs.source is None else _halves(pairs.source),
+        "target": _halves(pairs.target),
+        "kept": pa.array(list(pairs.kept), pa.bool_()),
+        "decision": pa.array(list(pairs.decision), pa.string()),
+    }
+    for arm, scores in (("plain", pairs.plain), ("redenoised", pairs.redenoised)):
+        for name, values in scores.items():
+            columns[f"{arm}/{name}"] = pa.array(list(values), pa.float64())
+    try:
+        with atomic_file(path) as temporary:
+            # Noise cannot be compressed.
+            pq.write_table(
+                pa.table(columns), temporary, row_group_size=ROWS_PER_GROUP, compression="none",
+                use_dictionary=False,
+            )  # fmt: skip
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(
+            f"{path}: cannot write the pairs ({error}); make room, then run the same command with --resume"
+        ) from error
+
+
+def open_shard(path: Path) -> pq.ParquetFile:
+    """A shard for reading.
+
+    Raises:
+        DatasetError: missing, truncated, or no shard of noise pairs.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(
+            f"{path}: truncated or damaged ({error}); delete it and run npnet-collect with --resume"
+        ) from error
+    missing = {"index", "prompt", "seed", "source", "target", "kept"} - set(file.schema_arrow.names)
+    if missing:
+        raise DatasetError(
+            f"{path}: no shard of noise pairs: without the columns {', '.join(sorted(missing))}"
+        )
+    return file
+
+
+def _halves(noise: Tensor) -> pa.Array:
+    flat = noise.detach().cpu().half().flatten(1).numpy()
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(flat).ravel()), flat.shape[1])

@@ -1,0 +1,112 @@
+"""Prompts from a file, a dataset of the hub, or the shapes world."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from npnet_training.errors import PromptsError
+
+COLUMNS = ("prompt", "caption", "text", "Prompts")
+LONGEST = 10_000  # characters; no text encoder reads as many
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and what else its source says of it (GenEval's `tag` and `include`, a category)."""
+
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(source: str) -> Iterator[Prompt]:
+    """Prompts in the order of their source, duplicates as they are, blank ones left out.
+
+    Args:
+        source: a file: `.csv` and `.jsonl` with a column `prompt`, `caption` or `text`, any other with a
+            prompt a line; `hub:OWNER/DATASET[:SPLIT[:COLUMN]]`, streamed; or
+            `shapes:train|held-out:COUNT[:SEED]`.
+
+    Raises:
+        PromptsError: missing, malformed, or without a prompt. A line's error is raised when it is reached.
+    """
+    if source.startswith("shapes:"):
+        found = _shapes(source)
+    elif source.startswith("hub:"):
+        found = _hub(source)
+    else:
+        found = _file(Path(source))
+    empty = True
+    for prompt in found:
+        if len(prompt.text) > LONGEST:
+            raise PromptsError(
+                f"{source}: expected prompts of at most {LONGEST} characters, given one of "
+                f"{len(prompt.text)}: {prompt.text[:60]!r}..."
+            )
+        if prompt.text.strip():
+            empty = False
+            yield prompt
+    if empty:
+        raise PromptsError(f"{source}: expected at least one prompt, found none")
+
+
+def _shapes(source: str) -> Iterator[Prompt]:
+    from npnet_training.shapes.grammar import prompts
+
+    parts = source.split(":")[1:]
+    if (
+        len(parts) not in (2, 3)
+        or parts[0] not in ("train", "held-out")
+        or not all(p.isdigit() for p in parts[1:])
+    ):
+        raise PromptsError(f"expected shapes:train|held-out:COUNT[:SEED], given {source!r}")
+    seed = int(parts[2]) if len(parts) == 3 else 0
+    yield from map(Prompt, prompts("train" if parts[0] == "train" else "held-out", int(parts[1]), seed))
+
+
+def _hub(source: str) -> Iterator[Prompt]:
+    name, split, column, *_ = [*source.split(":")[1:], "", ""]
+    try:
+        from datasets import load_dataset
+
+        rows = load_dataset(name, split=split or "train", streaming=True)
+        for row in rows:
+            yield _prompt(dict(row), source, column or None)
+    except ImportError as error:
+        raise PromptsError(f"{source} needs datasets: pip install 'npnet-runtime[train]'") from error
+    except PromptsError:
+        raise
+    except Exception as error:  # datasets raises whatever its network library does
+        raise PromptsError(f"{source}: cannot read the dataset ({type(error).__name__}: {error})") from error
+
+
+def _file(path: Path) -> Iterator[Prompt]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                for row in csv.DictReader(file):
+                    yield _prompt(dict(row), str(path))
+                return
+            for number, line in enumerate(file, 1):
+                if path.suffix != ".jsonl":
+                    yield Prompt(line.strip())
+                elif line.strip():
+                    yield _prompt(json.loads(line), f"{path}:{number}")
+    except json.JSONDecodeError as error:
+        raise PromptsError(f"{path}:{number}: expected a JSON object, given {error.doc[:60]!r}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PromptsError(f"{path}: expected a file of prompts in UTF-8 ({error})") from error
+
+
+def _prompt(row: Any, where: str, column: str | None = None) -> Prompt:
+    if isinstance(row, dict):
+        for name in (column,) if column else COLUMNS:
+            if isinstance(row.get(name), str):
+                return Prompt(row[name].strip(), {k: v for k, v in row.items() if k != name})
+    given = sorted(map(str, row)) if isinstance(row, dict) else row
+    raise PromptsError(f"{where}: expected a text in {column or ' or '.join(COLUMNS[:3])}, given {given}")

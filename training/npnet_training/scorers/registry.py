@@ -1,0 +1,99 @@
+"""Scorers by name: built in, or from other packages by the entry point group `npnet.scorers`."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from npnet_training.errors import ScorerError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GROUP = "npnet.scorers"
+BUILT_IN = {
+    "shapes": "npnet_training.scorers.shapes:ShapesScorer",
+    "shapes-strict": "npnet_training.scorers.shapes:StrictShapesScorer",
+    "clipscore": "npnet_training.scorers.clip:CLIPScore",
+    "pickscore": "npnet_training.scorers.clip:PickScore",
+}
+
+
+class Scorer(Protocol):
+    """Made as `Class(device=..., offline=...)`."""
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Sequence[float]:
+        """A number for each image and its prompt, higher is better."""
+        ...
+
+
+def scorer_names() -> list[str]:
+    """All that `load_scorer` takes."""
+    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def load_scorer(name: str, *, device: str | torch.device = "cpu", offline: bool = False) -> Scorer:
+    """The scorer of that name.
+
+    Args:
+        name: built in, or an entry point of the group `npnet.scorers`.
+        device: where it runs.
+        offline: take its weights from the hub's cache only.
+
+    Raises:
+        ScorerError: unknown, or it cannot be loaded.
+    """
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in BUILT_IN and name not in points:
+        raise ScorerError(f"unknown scorer {name!r}: expected one of {', '.join(scorer_names())}")
+    try:
+        if name in BUILT_IN:
+            module, _, attribute = BUILT_IN[name].partition(":")
+            make: Any = getattr(importlib.import_module(module), attribute)
+        else:
+            make = points[name].load()
+        scorer: Scorer = make(device=device, offline=offline)
+        return scorer
+    except (ImportError, OSError, ValueError, AttributeError) as error:
+        raise ScorerError(f"the scorer {name} cannot be loaded: {error}") from error
+
+
+def score_all(
+    scorers: Mapping[str, Scorer], prompts: Sequence[str], images: Sequence[Image.Image]
+) -> dict[str, list[float]]:
+    """Scores by scorer. An image that a scorer fails on has NaN there, the others their scores.
+
+    Raises:
+        ScorerError: a scorer gives no number for any image.
+    """
+    return {name: _score(name, scorer, prompts, images) for name, scorer in scorers.items()}
+
+
+def _score(name: str, scorer: Scorer, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
+    try:
+        return _numbers(scorer.score(prompts, images), len(images))
+    except Exception:  # of any kind: one image of many must not end a run of days
+        values, reason = [], ""
+        for prompt, image in zip(prompts, images, strict=True):
+            try:
+                values += _numbers(scorer.score([prompt], [image]), 1)
+            except Exception as error:
+                values.append(math.nan)
+                reason = f"{type(error).__name__}: {error}"
+        if all(math.isnan(value) for value in values):
+            raise ScorerError(
+                f"the scorer {name} gives no number for any of {len(values)} images: {reason}"
+            ) from None
+        return values
+
+
+def _numbers(values: Sequence[float], count: int) -> list[float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) != count:
+        raise ScorerError(f"expected {count} scores, given {len(numbers)}")
+    return numbers

@@ -1,0 +1,50 @@
+"""The exact judge of the shapes world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from npnet_training.errors import ScorerError
+from npnet_training.shapes.grammar import Facts
+from npnet_training.shapes.render import SIZE
+from npnet_training.shapes.verify import Verdict, verify
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class ShapesScorer:
+    """Share of a prompt's facts that hold, 0 to 1."""
+
+    def __init__(self, *, device: str | torch.device = "cpu", offline: bool = False) -> None:
+        pass
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
+        """See `Scorer`.
+
+        Raises:
+            ShapesError: a prompt is outside the grammar.
+            ScorerError: an image is not of the shapes world.
+        """
+        return [self._number(_judge(prompt, image)) for prompt, image in zip(prompts, images, strict=True)]
+
+    def _number(self, verdict: Verdict) -> float:
+        return verdict.score
+
+
+class StrictShapesScorer(ShapesScorer):
+    """1 where all facts hold, else 0."""
+
+    def _number(self, verdict: Verdict) -> float:
+        return float(verdict.strict)
+
+
+def _judge(prompt: str, image: Image.Image) -> Verdict:
+    if image.size != (SIZE, SIZE):
+        raise ScorerError(f"shapes: expected images of {SIZE}x{SIZE} pixels, given {image.size}")
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+    return verify(pixels, Facts.parse(prompt))

@@ -1,0 +1,88 @@
+"""The embedded text-to-image model: its files, checked before they are opened."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npnet_training.errors import ModelError
+
+FOLDER = Path(__file__).parent / "assets"
+MANIFEST = "assets.json"
+LICENCE = "Apache-2.0"
+
+
+class ShapesAssetsError(ModelError):
+    """Files of the embedded model that are missing or altered."""
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of a folder with its size and sha256."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    document = {"licence": LICENCE, "made_by": "python -m npnet_training.shapes.build", "files": files}
+    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def check(folder: Path = FOLDER) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        ShapesAssetsError: one is missing or altered.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            content = (folder / name).read_bytes()
+            if len(content) != expected["bytes"] or sha256(content).hexdigest() != expected["sha256"]:
+                raise ShapesAssetsError(_broken(folder / name, "it was altered"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShapesAssetsError(_broken(folder, str(error))) from error
+
+
+def load_pipeline(
+    *,
+    unet: str = "main",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    folder: Path = FOLDER,
+) -> Any:
+    """The embedded StableDiffusionPipeline; needs no network.
+
+    Args:
+        unet: `main`, or `weak`: the same run stopped earlier.
+        device: where to.
+        dtype: of its weights, float16 on disk.
+        folder: as `python -m npnet_training.shapes.build` writes it.
+
+    Raises:
+        ShapesAssetsError: a file is missing or altered.
+        ModelError: diffusers is missing.
+    """
+    check(folder)
+    try:
+        from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    except ImportError as error:
+        raise ModelError(f"shapes needs diffusers ({error}): pip install 'npnet-runtime[train]'") from error
+    options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    if unet != "main":
+        options["unet"] = UNet2DConditionModel.from_pretrained(folder / f"unet-{unet}", **options)
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, **options).to(device)
+
+
+def _broken(path: Path, reason: str) -> str:
+    return (
+        f"{path}: the embedded model is incomplete: {reason}; reinstall with "
+        "pip install --force-reinstall npnet-runtime, or make it again with "
+        "python -m npnet_training.shapes.build --output DIR"
+    )

@@ -1,0 +1,122 @@
+"""Draw scenes: 32x32 images of facts, anti-aliased, jittered, on varied backgrounds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npnet_training.shapes.grammar import SHAPES, Facts, Thing
+
+SIZE = 32
+PALETTE: dict[str, tuple[float, float, float]] = {
+    "red": (0.88, 0.15, 0.15),
+    "green": (0.15, 0.68, 0.22),
+    "blue": (0.18, 0.30, 0.90),
+    "yellow": (0.95, 0.85, 0.15),
+    "purple": (0.62, 0.20, 0.78),
+    "cyan": (0.15, 0.80, 0.85),
+}
+_RADII = {1: (5.0, 8.0), 2: (4.2, 6.0), 3: (3.3, 4.1)}  # in pixels, by number of things
+_LONGEST = 1.18  # half the side of the longest shape, the cross, in radii
+_REACH = 1.28  # from the centre to the image's edge at least, in radii
+_GAP = 2.0  # pixels between two things at least
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A thing at its centre (x right, y down) and of its radius, in pixels."""
+
+    thing: Thing
+    x: float
+    y: float
+    radius: float
+
+
+def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) -> Image:
+    """How much of each pixel a shape covers, (size, size) in [0, 1].
+
+    All shapes are centred on their centre of mass, and have about the area of a circle of that radius.
+    """
+    rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) + 0.5
+    dx, dy = columns - x, rows - y
+    if shape == "circle":
+        distance = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        distance = np.maximum(abs(dx), abs(dy)) - 0.89 * radius
+    elif shape == "triangle":
+        # point upwards; the inner radius of an equilateral triangle is half its outer radius
+        inner = 0.78 * radius
+        distance = np.maximum(dy, 0.866 * abs(dx) - 0.5 * dy) - inner
+    elif shape == "cross":
+        arm, length = 0.40 * radius, 1.18 * radius
+        bar = np.maximum(abs(dx) - length, abs(dy) - arm)
+        distance = np.minimum(bar, np.maximum(abs(dy) - length, abs(dx) - arm))
+    else:
+        raise ValueError(f"expected one of {', '.join(SHAPES)}, given {shape!r}")
+    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+
+
+def place(facts: Facts, generator: random.Random) -> list[Placed]:
+    """Random places at which the facts hold: further apart along a relation than across it."""
+    while True:
+        placed = [_somewhere(facts.things[0], len(facts.things), generator)]
+        for _, relation, thing in facts.links:
+            placed.append(_beside(placed[-1], relation, thing, len(facts.things), generator))
+        if all(_inside(item) for item in placed) and _apart(placed):
+            return placed
+
+
+def _somewhere(thing: Thing, count: int, generator: random.Random) -> Placed:
+    radius = generator.uniform(*_RADII[count])
+    x, y = (generator.uniform(_REACH * radius, SIZE - _REACH * radius) for _ in range(2))
+    return Placed(thing, x, y, radius)
+
+
+def _beside(other: Placed, relation: str, thing: Thing, count: int, generator: random.Random) -> Placed:
+    radius = generator.uniform(*_RADII[count])
+    nearest = _LONGEST * (radius + other.radius) + _GAP
+    along = generator.uniform(nearest, max(nearest, 1.5 * SIZE / count))
+    across = along * generator.uniform(-0.6, 0.6)
+    if relation in ("right of", "below"):
+        along = -along
+    dx, dy = (along, across) if relation in ("left of", "right of") else (across, along)
+    return Placed(thing, other.x + dx, other.y + dy, radius)
+
+
+def _inside(item: Placed) -> bool:
+    reach = _REACH * item.radius
+    return reach <= item.x <= SIZE - reach and reach <= item.y <= SIZE - reach
+
+
+def _apart(placed: list[Placed]) -> bool:
+    return all(
+        max(abs(a.x - b.x), abs(a.y - b.y)) >= _LONGEST * (a.radius + b.radius) + _GAP
+        for i, a in enumerate(placed)
+        for b in placed[:i]
+    )
+
+
+def render(facts: Facts, generator: random.Random) -> Image:
+    """A random image in which the facts hold, (3, 32, 32) float32 in [0, 1]."""
+    image = _background(generator)
+    for item in place(facts, generator):
+        colour = np.array(PALETTE[item.thing.colour], dtype=np.float32)
+        colour = np.clip(colour + [generator.uniform(-0.04, 0.04) for _ in range(3)], 0, 1)
+        alpha = coverage(item.thing.shape, item.x, item.y, item.radius)
+        image += alpha * (colour[:, None, None] - image)
+    return image.astype(np.float32)
+
+
+def _background(generator: random.Random) -> Image:
+    """A nearly neutral grey, lighter towards a random side."""
+    level, tint = generator.choice([(0.05, 0.35), (0.65, 0.95)]), 0.03
+    base = generator.uniform(*level)
+    slope = [generator.uniform(-0.08, 0.08) for _ in range(2)]
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE - 0.5
+    grey = base + slope[0] * rows + slope[1] * columns
+    tints = np.array([generator.uniform(-tint, tint) for _ in range(3)], dtype=np.float32)
+    return np.clip(grey[None] + tints[:, None, None], 0, 1).astype(np.float32)

@@ -1,0 +1,85 @@
+"""Train the text encoder before the denoiser: to predict from the prompt which colour is where.
+
+Trained together with the denoiser from nothing, a text encoder forgets the order of words: at the noisy end
+of Stable Diffusion's schedule the latents already reveal the layout, so order is worth almost no loss. Of the
+image only the colours are predicted, not the brightness: the background's, which no prompt tells, has most of
+the variance, and drowns what is to be learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npnet_training.shapes.data import Scenes
+from npnet_training.shapes.networks import WIDTH, make_text_encoder, make_tokenizer
+from npnet_training.shapes.train_autoencoder import Report
+
+SIDE = 8
+
+
+class LayoutHead(nn.Module):
+    """8x8 learned positions that attend to the prompt's tokens and predict the colour there; thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(SIDE * SIDE, WIDTH) * 0.5)
+        layer = nn.TransformerDecoderLayer(
+            WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, 2)
+        self.out = nn.Linear(WIDTH, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, width) to (B, 3, 8, 8)."""
+        states = self.decoder(self.positions.expand(len(tokens), -1, -1), tokens)
+        return self.out(states).transpose(1, 2).unflatten(2, (SIDE, SIDE))
+
+
+def train_text_encoder(
+    scenes: Scenes, steps: int, batch: int, rate: float, seed: int, report: Report
+) -> tuple[Any, Any]:
+    """A text encoder whose token states tell the layout.
+
+    Args:
+        scenes: images and prompts to learn from.
+        steps: of AdamW, with a one-cycle learning rate.
+        batch: prompts a step.
+        rate: highest learning rate.
+        seed: of weights and order.
+        report: called with stage, step and loss.
+    """
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    encoder = make_text_encoder(tokenizer).train()
+    head = LayoutHead()
+    ids = tokenize(tokenizer, scenes.prompts)
+    hues = scenes.images - scenes.images.mean(1, keepdim=True)
+    targets = 4 * F.avg_pool2d(hues, hues.shape[-1] // SIDE)  # of about unit variance
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
+    for step, rows in zip(range(steps), scenes.batches(batch, seed), strict=False):
+        loss = F.mse_loss(head(encoder(ids[rows]).last_hidden_state), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        report("text encoder", step, loss.item())
+    return tokenizer, encoder.eval()
+
+
+def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
+    """(N, 16) token numbers, padded as the pipeline pads them."""
+    ids: Tensor = tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids
