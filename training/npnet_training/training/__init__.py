@@ -1,1 +1,6 @@
-"""`npnet-train`: a dataset of noise pairs -> a checkpoint (arXiv 2411.09502, section 3.3)."""
+"""`npnet-train`: noise pairs to a checkpoint."""
+
+from npnet_training.training.batch import TrainBatch
+from npnet_training.training.settings import TrainSettings
+
+__all__ = ["TrainBatch", "TrainSettings"]

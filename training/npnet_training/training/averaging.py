@@ -17,8 +17,8 @@ class WeightAverage:
 
     Args:
         network: as prepared for training.
-        decay: share of the average kept in a step; 0 keeps no average and `applied` does nothing. In the first
-            steps it is at most (1 + step) / (10 + step), so that the first weights are soon forgotten.
+        decay: share of the average kept in a step; 0 keeps no average and `applied` does nothing. In the
+            first steps it is at most (1 + step) / (10 + step), so that the first weights are soon forgotten.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

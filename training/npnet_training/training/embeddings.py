@@ -112,7 +112,9 @@ class EmbeddingCache:
                 )
             if not embeds.isfinite().all():
                 bad = int((~embeds.flatten(1).isfinite().all(1)).nonzero()[0])
-                raise DatasetError(f"the text encoders give no finite embedding for the prompt {chunk[bad]!r}")
+                raise DatasetError(
+                    f"the text encoders give no finite embedding for the prompt {chunk[bad]!r}"
+                )
             keys = [prompt_key(prompt) for prompt in chunk]
             path = self.folder / f"{sha256(''.join(keys).encode()).hexdigest()[:32]}.npy"
             write_shard(path, embeds.numpy())

@@ -105,7 +105,9 @@ class FactorCache:
         Raises:
             DatasetError: no pair is.
         """
-        shards = [open_shard(self._finite_path(n), len(rows), ()) for n, rows in enumerate(_chunks(self.pairs))]
+        shards = [
+            open_shard(self._finite_path(n), len(rows), ()) for n, rows in enumerate(_chunks(self.pairs))
+        ]
         finite = np.concatenate(shards) if shards else np.zeros(0, bool)
         if not finite.any():
             raise DatasetError(
@@ -125,7 +127,9 @@ class FactorCache:
         flat = torch.from_numpy(gather(self._shards, [divmod(row, ROWS_PER_SHARD) for row in rows]))
         u, s, vh = flat.split(self.widths, 1)
         k = self.widths[1]
-        return SVD(u.unflatten(1, (-1, k)).contiguous(), s.contiguous(), vh.unflatten(1, (k, -1)).contiguous())
+        return SVD(
+            u.unflatten(1, (-1, k)).contiguous(), s.contiguous(), vh.unflatten(1, (k, -1)).contiguous()
+        )
 
     def _path(self, number: int) -> Path:
         return self.folder / f"factors-{number:05d}.npy"

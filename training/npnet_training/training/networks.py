@@ -70,8 +70,8 @@ def make_network(
         raise TrainError(f"--start-from: {error}") from error
     if (state.config.latent_shape, state.config.text_shape) != (config.latent_shape, config.text_shape):
         raise TrainError(
-            f"--start-from {start_from}: expected a network for noise of shape {config.latent_shape} and text "
-            f"of shape {config.text_shape}, as in the dataset; given {state.config.latent_shape} and "
+            f"--start-from {start_from}: expected a network for noise of shape {config.latent_shape} and "
+            f"text of shape {config.text_shape}, as in the dataset; given {state.config.latent_shape} and "
             f"{state.config.text_shape}"
         )
     network = NPNet(state.config)
@@ -93,9 +93,9 @@ def initialise(network: NPNet, seed: int) -> None:
     """First weights of an NPNet that is trained from nothing, in place; golden noise is the noise, exactly.
 
     alpha and beta start at zero, as in the published code, and so does the layer that writes the correction
-    of the singular values. Each of the three branches is thereby a product with zero, as in ReZero (Bachlechner
-    et al. 2020, arXiv 2003.04887): the zeros get a gradient in the first step, everything behind them from the
-    second on. Matrices of the Swin Transformer and its position bias are drawn from a normal distribution of
+    of the singular values. Each of the three branches is thereby a product with zero, as in ReZero
+    (Bachlechner et al. 2020, arXiv 2003.04887): the zeros get a gradient in the first step, everything behind
+    them from the second on. Matrices of the Swin Transformer and its position bias are drawn from a normal distribution of
     deviation 0.02, cut at two (Liu et al. 2021); the others keep PyTorch's uniform distribution.
     """
     # Drawn again, because the caller's random numbers made the network that comes in.
@@ -109,9 +109,9 @@ def initialise(network: NPNet, seed: int) -> None:
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-    last = network.spectral_head.f_mlp[-1]
+    last: Any = network.spectral_head.f_mlp[-1]
     for parameter in (last.weight, last.bias, network.alpha, network.beta):
-        nn.init.zeros_(parameter)  # type: ignore[arg-type]
+        nn.init.zeros_(parameter)
 
 
 def freeze(network: nn.Module, branches: Iterable[str], *, from_nothing: bool) -> None:
@@ -154,7 +154,7 @@ def autocast_products(network: nn.Module, device_type: str) -> None:
         [network.spectral_head, network.prompt_half.swin] if isinstance(network, NPNet) else [network]
     )
     for module in halves:
-        module.forward = _autocast(module.forward, device_type)  # type: ignore[method-assign]
+        setattr(module, "forward", _autocast(module.forward, device_type))  # noqa: B010
 
 
 def _autocast(forward: Callable[..., Tensor], device_type: str) -> Callable[..., Tensor]:

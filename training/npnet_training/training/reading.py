@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,12 +59,14 @@ class BatchReader(Dataset[TrainBatch]):
 
     def batches(self, keys: Iterable[BatchRows], device: torch.device, workers: int) -> Iterator[TrainBatch]:
         """Batches in order, on the device."""
+        # Any: a collate function is taken to be of a list, which it is not without automatic batches
+        as_it_is: Any = _as_it_is
         loader: DataLoader[TrainBatch] = DataLoader(
             self,
             batch_size=None,
             sampler=keys,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own: reading draws nothing from the global stream
         )

@@ -19,25 +19,25 @@ def default_cache_dir() -> Path:
 class NPNetSettings(Settings):
     """Sizes of the paper's network."""
 
-    spectral_hidden: int = Field(64, ge=1)
+    spectral_hidden: int = Field(default=64, ge=1)
     """Hidden width of the two MLPs that read singular vectors."""
-    spectral_heads: int = Field(8, ge=1)
+    spectral_heads: int = Field(default=8, ge=1)
     """Attention heads over the singular triplets."""
-    spectral_mlp_hidden: int = Field(1024, ge=1)
+    spectral_mlp_hidden: int = Field(default=1024, ge=1)
     """Hidden width of the MLP that writes the correction."""
-    swin_image_size: int = Field(224, ge=1)
+    swin_image_size: int = Field(default=224, ge=1)
     """Side of the image the Swin Transformer reads."""
-    swin_patch_size: int = Field(4, ge=1)
+    swin_patch_size: int = Field(default=4, ge=1)
     """Side of its patches."""
-    swin_window_size: int = Field(7, ge=1)
+    swin_window_size: int = Field(default=7, ge=1)
     """Side of its attention windows, in patches."""
-    swin_embed_dim: int = Field(96, ge=1)
+    swin_embed_dim: int = Field(default=96, ge=1)
     """Channels of its first stage."""
     swin_depths: tuple[int, ...] = (2, 2, 6, 2)
     """Blocks of each stage."""
     swin_num_heads: tuple[int, ...] = (3, 6, 12, 24)
     """Attention heads of each stage."""
-    swin_mlp_ratio: int = Field(4, ge=1)
+    swin_mlp_ratio: int = Field(default=4, ge=1)
     """Hidden width of a block's MLP over its channels."""
 
 
@@ -53,21 +53,21 @@ class NetworkSettings(Settings):
 class OptimizerSettings(Settings):
     """AdamW and what surrounds its step."""
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Highest learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
     """How the rate goes on after the warm-up; cosine ends at `final_share` of it."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the rate rises linearly from zero."""
-    final_share: float = Field(0.0, ge=0, le=1)
+    final_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate at the end of the cosine."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Of matrices; vectors and scalars are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the two moments."""
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; None does not clip."""
-    ema: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the exponential moving average of the weights; 0 keeps none. Checkpoints and validation
     are of the average."""
 
@@ -75,15 +75,15 @@ class OptimizerSettings(Settings):
 class ValidationSettings(Settings):
     """Measuring on prompts that are never trained on."""
 
-    share: float = Field(0.1, ge=0, lt=1)
+    share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the distinct prompts kept for validation; 0 for none."""
-    every: int | None = Field(None, ge=1)
+    every: int | None = Field(default=None, ge=1)
     """Steps between validations; None for every epoch."""
-    max_pairs: int | None = Field(None, ge=1)
+    max_pairs: int | None = Field(default=None, ge=1)
     """Measure on at most this many pairs."""
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     """Stop after this many validations in a row without a better one; None never stops early."""
-    min_improvement: float = Field(0.0, ge=0)
+    min_improvement: float = Field(default=0.0, ge=0)
     """Share of the best loss by which a validation must be lower to count as better."""
 
 
@@ -106,15 +106,17 @@ class TrainSettings(Settings):
     """The optimizer."""
     validation: ValidationSettings = ValidationSettings()
     """Validation."""
-    seed: int = Field(0, ge=0)
+    loss: Literal["mse", "cosine"] = "mse"
+    """mse is the paper's (equation 8); cosine adds one minus the cosine of the changes."""
+    seed: int = Field(default=0, ge=0)
     """Of initial weights, shuffling and everything else random."""
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(default=30, ge=1)
     """Passes over the pairs."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimizer steps."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Pairs of one optimizer step, over all processes and accumulated parts."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(default=1, ge=1)
     """Parts a process cuts its share of a batch into, to need less memory."""
     sign_augmentation: bool = False
     """Flip singular pairs at random, so that the network learns not to read their signs."""
@@ -126,20 +128,18 @@ class TrainSettings(Settings):
     """Where prompt embeddings and SVD factors are kept between runs."""
     cache_svd: bool = True
     """Compute the SVD of every source noise once and keep it; without, it is computed for every batch."""
-    encode_batch: int = Field(32, ge=1)
+    encode_batch: int = Field(default=32, ge=1)
     """Prompts encoded at a time."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Processes that read batches ahead; 0 reads in the training process."""
     offline: bool = False
     """Take the text-to-image model from the hub's cache only."""
-    log_every: int = Field(50, ge=1)
+    log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
-    save_every: int = Field(1000, ge=1)
+    save_every: int = Field(default=1000, ge=1)
     """Steps between training states, of which the last is kept."""
-    max_skipped: int = Field(20, ge=1)
+    max_skipped: int = Field(default=20, ge=1)
     """Give up after this many steps in a row whose gradient is not finite."""
-    report: bool = True
-    """Write curves and ablations at the end."""
     dry_run: bool = False
     """Say what would be done, how long and how large it would be, and write nothing."""
 
@@ -156,6 +156,6 @@ class TrainSettings(Settings):
 
 RESUMABLE = frozenset(
     {"output", "resume", "max_steps", "cache_dir", "cache_svd", "encode_batch", "workers", "offline"}
-    | {"log_every", "save_every", "max_skipped", "report", "dry_run", "accumulation"}
+    | {"log_every", "save_every", "max_skipped", "dry_run", "accumulation"}
 )
 """Settings that may differ when a run is resumed: they do not change what is computed, or only its end."""

@@ -44,9 +44,8 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
 
     Every process must call it.
     """
-    return {
-        name: value for name, value in get_model_state_dict(network, options=_WHOLE).items() if _tensor(value)
-    }
+    found = get_model_state_dict(network, options=_WHOLE)
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def gather_state(
@@ -63,9 +62,9 @@ def gather_state(
             tensors |= {f"average.{name}": value for name, value in whole_weights(network).items()}
     numbers: dict[str, float] = {}
     for key, value in get_optimizer_state_dict(network, optimizer, options=_WHOLE).items():
-        if _tensor(value):
+        if isinstance(value, Tensor):
             tensors[f"optimizer.{key}"] = value
-        else:
+        elif isinstance(value, (int, float)):
             numbers[key] = value
     return tensors, numbers
 
@@ -134,7 +133,3 @@ def restore(
         average.reset()
     set_model_state_dict(network, parts["weights"], options=_WHOLE)
     set_optimizer_state_dict(network, optimizer, parts["optimizer"] | numbers, options=_WHOLE)
-
-
-def _tensor(value: object) -> bool:
-    return isinstance(value, Tensor)

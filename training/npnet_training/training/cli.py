@@ -1,0 +1,58 @@
+"""Command line of `npnet-train`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from npnet_runtime.errors import NPNetError
+from npnet_training.settings import parse
+from npnet_training.training.settings import TrainSettings
+
+EPILOG = """example:
+  npnet-train --data pairs --output run
+  accelerate launch --multi_gpu -m npnet_training.training.cli --data pairs --output run
+
+exit status: 0, or 2 for an error; after a kill, run it again with --resume
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    try:
+        settings = parse(TrainSettings, "npnet-train", argv, epilog=EPILOG)
+        print(settings.to_yaml(), file=sys.stderr)
+        from npnet_training.training.loop import BEST, LAST, train
+
+        if settings.dry_run:
+            from npnet_training.training.estimate import estimate
+
+            print(estimate(settings))
+            return 0
+        summary = train(settings, _report)
+    except NPNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume", file=sys.stderr)
+        return 130
+    last = summary["last"]
+    name = BEST if summary["best_validation_mse"] is not None else LAST
+    print(
+        f"{settings.output / name}: after {summary['steps']} steps the network explains "
+        f"{100 * last['explained']:.1f} % of the change (mse {last['mse']:.5g}, identity {last['identity']:.5g})"
+    )
+    return 0
+
+
+def _report(entry: dict[str, Any]) -> None:
+    if "validation" in entry:
+        found = entry["validation"]
+        text = f"validation: mse {found['mse']:.5g}, identity {found['identity']:.5g}"
+    else:
+        text = f"loss {entry['loss']:.5g}, {entry['pairs_per_second']:.1f} pairs/s"
+    print(f"step {entry['step']}: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Everything a run reads, made ready: pairs, their split, cached embeddings and factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from npnet_training.errors import DatasetError
+from npnet_training.models import load_pipeline
+from npnet_training.pairs import PairDataset
+from npnet_training.sampling import Denoiser
+from npnet_training.training.embeddings import EmbeddingCache, model_key
+from npnet_training.training.factors import FactorCache
+from npnet_training.training.order import split_by_prompt
+from npnet_training.training.reading import BatchReader
+from npnet_training.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What training and validation read.
+
+    Args:
+        pairs: the dataset.
+        train: rows to train on.
+        validation: rows of prompts that are never trained on.
+        quarantined: pairs left out because they are not finite.
+        reader: of training batches.
+        plain_reader: of validation batches, without augmentation.
+    """
+
+    pairs: PairDataset
+    train: np.ndarray
+    validation: np.ndarray
+    quarantined: int
+    reader: BatchReader
+    plain_reader: BatchReader
+
+
+def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData:
+    """Open the pairs and fill the caches, each process its share.
+
+    Raises:
+        DatasetError: the pairs cannot be used, or their model gives other embeddings now.
+        ModelError: prompts must be encoded and the model cannot be loaded.
+        TrainError: a cache cannot be written.
+    """
+    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+    pairs = PairDataset.open(settings.data)
+    factors = FactorCache(settings.cache_dir, pairs, with_factors=settings.cache_svd)
+    factors.fill(accelerator.device, **share)
+    embeddings = _embeddings(settings, pairs, accelerator, share)
+    accelerator.wait_for_everyone()
+    embeddings.refresh()
+    usable = factors.usable()
+    held_out = split_by_prompt(pairs.prompts, settings.validation.share, settings.seed)
+    train, validation = np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out)
+    if settings.validation.share and not len(validation):
+        raise DatasetError(
+            f"--validation.share: of {len(set(pairs.prompts))} prompts none falls to validation at "
+            f"{settings.validation.share}; raise it, collect more prompts, or give 0"
+        )
+    if settings.validation.max_pairs is not None:
+        validation = validation[: settings.validation.max_pairs]
+    kept = factors if settings.cache_svd else None
+    compute = not settings.cache_svd
+    flips = settings.seed if settings.sign_augmentation else None
+    return TrainingData(
+        pairs, train, validation, int((~usable).sum()),
+        BatchReader(pairs, embeddings, kept, compute_svd=compute, flip_seed=flips),
+        BatchReader(pairs, embeddings, kept, compute_svd=compute),
+    )  # fmt: skip
+
+
+def _embeddings(
+    settings: TrainSettings, pairs: PairDataset, accelerator: Accelerator, share: dict[str, int]
+) -> EmbeddingCache:
+    info = pairs.info
+    key = model_key(info.model, info.revision, torch.float32)
+    cache = EmbeddingCache(settings.cache_dir, key, info.text_shape, torch.float32)
+    missing = cache.missing(pairs.prompts)
+    accelerator.wait_for_everyone()  # all have seen the same before any writes
+    if missing:
+        pipe, _ = load_pipeline(info.model, device=accelerator.device, offline=settings.offline)
+        denoiser = Denoiser(pipe)
+        cache.fill(
+            missing,
+            lambda prompts: denoiser.encode(prompts, unconditional=False).prompt_embeds,
+            settings.encode_batch,
+            **share,
+        )
+    return cache

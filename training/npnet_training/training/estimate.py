@@ -1,0 +1,47 @@
+"""What a run would be, without doing it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from npnet_training.pairs import PairDataset
+from npnet_training.training.factors import compute_factors, factor_bytes
+from npnet_training.training.networks import make_network
+from npnet_training.training.settings import TrainSettings
+
+
+def estimate(settings: TrainSettings) -> str:
+    """Pairs, steps, sizes, and a time measured on one batch of noise; nothing is written."""
+    pairs = PairDataset.open(settings.data)
+    info, size = pairs.info, min(settings.batch_size // settings.accumulation, len(pairs))
+    network = make_network(
+        settings.network,
+        info.latent_shape,
+        info.text_shape,
+        seed=settings.seed,
+        start_from=settings.start_from,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.to(device)
+    noise = torch.randn(size, *info.latent_shape, device=device)
+    text = torch.randn(size, *info.text_shape, device=device)
+    factors = compute_factors(noise)
+    seconds = 0.0
+    for _ in range(2):  # the first also warms up
+        began = time.perf_counter()
+        float(network(noise, text, factors).square().mean().backward() or 0)
+        seconds = time.perf_counter() - began
+    train = round(len(pairs) * (1 - settings.validation.share))
+    steps = min(settings.epochs * (train // settings.batch_size), settings.max_steps or 2**63)
+    cache = len(pairs) * factor_bytes(info.latent_shape) if settings.cache_svd else 0
+    cache += len(set(pairs.prompts)) * info.text_shape[0] * info.text_shape[1] * 4
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    minutes = steps * settings.accumulation * seconds / 60
+    return (
+        f"{len(pairs)} pairs of {info.model}, about {train} to train on; {steps} steps of {settings.batch_size}; "
+        f"a network of {weights / 1e6:.1f} million weights; at most {cache / 1e6:.0f} MB of cache in "
+        f"{settings.cache_dir}; about {minutes:.1f} minutes on one {device} like this, by one batch of {size}; "
+        "nothing was written"
+    )

@@ -1,0 +1,290 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from npnet_runtime import checkpoint
+from npnet_runtime.files import atomic_file
+from npnet_training.errors import TrainError
+from npnet_training.training.averaging import WeightAverage
+from npnet_training.training.batch import TrainBatch
+from npnet_training.training.data import TrainingData, open_data
+from npnet_training.training.losses import Loss, make_loss, target_of
+from npnet_training.training.networks import autocast_products, freeze, make_network, parameter_groups
+from npnet_training.training.order import BatchOrder, BatchRows
+from npnet_training.training.schedule import learning_rate
+from npnet_training.training.settings import RESUMABLE, TrainSettings
+from npnet_training.training.state import (
+    gather_state,
+    last_state,
+    read_state,
+    restore,
+    whole_weights,
+    write_state,
+)
+
+Report = Callable[[dict[str, Any]], None]
+LOG, BEST, LAST, RUN = "log.jsonl", "best.safetensors", "last.safetensors", "run.json"
+
+
+@dataclass
+class Progress:
+    """Where a run is; everything of it that is not a tensor."""
+
+    step: int = 0
+    best: float = math.inf
+    worse: int = 0
+    skipped: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(settings: TrainSettings, report: Report = lambda entry: None) -> dict[str, Any]:
+    """Train a network on noise pairs.
+
+    Args:
+        settings: see there.
+        report: called with every entry of the log, on the first process.
+
+    Returns:
+        Summary, as in `run.json`: losses of the identity map and the network on the validation prompts (or the
+        training pairs if there are none), share of the target change that is explained.
+
+    Raises:
+        TrainingError: anything that keeps the run from starting or going on.
+    """
+    return Trainer(settings, report).run()
+
+
+class Trainer:
+    """A run in progress."""
+
+    def __init__(self, settings: TrainSettings, report: Report) -> None:
+        self.settings, self.report = settings, report
+        self.accelerator = Accelerator(mixed_precision="no")
+        torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
+        _require_folder(settings)
+        self.data: TrainingData = open_data(settings, self.accelerator)
+        info = self.data.pairs.info
+        self.loss: Loss = make_loss(settings.loss)
+        network = make_network(
+            settings.network,
+            info.latent_shape,
+            info.text_shape,
+            seed=settings.seed,
+            start_from=settings.start_from,
+        )
+        freeze(network, settings.freeze, from_nothing=settings.start_from is None)
+        self.config: Any = network.config
+        if settings.precision == "bf16":
+            autocast_products(network, self.accelerator.device.type)
+        if settings.compile:
+            network.compile()
+        options = settings.optimizer
+        optimizer = torch.optim.AdamW(
+            parameter_groups(network, options.weight_decay), options.learning_rate, betas=options.betas
+        )
+        self.network: nn.Module
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.average = WeightAverage(self.network, options.ema)
+        self.order = BatchOrder(
+            self.data.train, settings.batch_size, settings.seed, self.accelerator.num_processes,
+            self.accelerator.process_index, settings.accumulation,
+        )  # fmt: skip
+        self.total = settings.epochs * self.order.steps_per_epoch
+        self.last = min(self.total, settings.max_steps or self.total)
+        self.progress = Progress()
+        if settings.resume:
+            self._resume()
+
+    def run(self) -> dict[str, Any]:
+        """All steps, validations and files."""
+        settings, began = self.settings, time.perf_counter()
+        first = self.progress.step
+        every = settings.validation.every or self.order.steps_per_epoch
+        batches = self.data.reader.batches(
+            self.order.parts(first, self.last), self.accelerator.device, settings.workers
+        )
+        losses: list[float] = []
+        for step in range(first, self.last):
+            loss = self._step(step, [next(batches) for _ in range(settings.accumulation)])
+            if loss is not None:
+                losses.append(loss)
+            self.progress.step = step + 1
+            if losses and ((step + 1) % settings.log_every == 0 or step + 1 == self.last):
+                rate = (step + 1 - first) * settings.batch_size / (time.perf_counter() - began)
+                self._log({"step": step + 1, "loss": float(np.mean(losses)), "pairs_per_second": rate})
+                losses = []
+            if (step + 1) % every == 0 or step + 1 == self.last:
+                self._validate()
+            if (step + 1) % settings.save_every == 0 or step + 1 == self.last:
+                self._save_state()
+            patience = settings.validation.patience
+            if patience is not None and self.progress.worse >= patience:
+                break
+        return self._finish(time.perf_counter() - began)
+
+    def _step(self, step: int, parts: list[TrainBatch]) -> float | None:
+        self.network.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(parts):
+            last = number + 1 == len(parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
+                loss = self.loss(self._golden(batch), batch) / len(parts)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        clip = self.settings.optimizer.clip
+        norm: Any = self.accelerator.clip_grad_norm_(self.network.parameters(), clip or math.inf)
+        # The norm is of all processes' gradients, so that all of them decide alike.
+        if not math.isfinite(float(norm)):
+            self.optimizer.zero_grad()
+            self.progress.skipped += 1
+            if self.progress.skipped >= self.settings.max_skipped:
+                raise TrainError(
+                    f"{self.progress.skipped} steps in a row had no finite gradient, the last is step {step}; "
+                    "lower --optimizer.learning-rate, or give --optimizer.clip 1"
+                )
+            return None
+        self.progress.skipped = 0
+        rate = learning_rate(self.settings.optimizer, step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(step)
+        return float(self.accelerator.reduce(total, "mean"))
+
+    def _golden(self, batch: TrainBatch) -> Tensor:
+        golden: Tensor = self.network(batch.source, batch.prompt_embeds, batch.factors)
+        return golden
+
+    @torch.no_grad()
+    def measure(self, rows: np.ndarray) -> dict[str, float]:
+        """Mean squared errors of the identity map and the averaged network over rows, by every process a share."""
+        self.network.eval()
+        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.order.part_size
+        keys = [BatchRows(0, own[start : start + size].tolist()) for start in range(0, len(own), size)]
+        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        with self.average.applied():
+            for batch in self.data.plain_reader.batches(keys, self.accelerator.device, self.settings.workers):
+                target = target_of(batch)
+                sums[0] += (target - batch.source).double().square().sum()
+                sums[1] += (target - self._golden(batch).float()).double().square().sum()
+                sums[2] += target.numel()
+        identity, ours, count = self.accelerator.reduce(sums, "sum").tolist()
+        return {
+            "identity": identity / count,
+            "mse": ours / count,
+            "explained": 1 - ours / identity if identity else 0.0,
+        }
+
+    def _validate(self) -> None:
+        rows = self.data.validation
+        if not len(rows):
+            return
+        found = self.measure(rows)
+        self._log({"step": self.progress.step, "validation": found})
+        limit = self.progress.best * (1 - self.settings.validation.min_improvement)
+        if not math.isfinite(found["mse"]):
+            raise TrainError(
+                f"validation at step {self.progress.step} is not finite; lower the learning rate"
+            )
+        if found["mse"] < limit:
+            self.progress.best, self.progress.worse = found["mse"], 0
+            self._write_checkpoint(BEST)
+        else:
+            self.progress.worse += 1
+
+    def _write_checkpoint(self, name: str) -> None:
+        with self.average.applied():
+            weights = whole_weights(self.accelerator.unwrap_model(self.network))
+        if self.accelerator.is_main_process:
+            checkpoint.write(self.settings.output / name, weights, self.config)
+
+    def _save_state(self) -> None:
+        network = self.accelerator.unwrap_model(self.network)
+        tensors, numbers = gather_state(network, self.optimizer.optimizer, self.average)
+        if self.accelerator.is_main_process:
+            content = {"identity": self._identity(), "numbers": numbers, "progress": vars(self.progress)}
+            write_state(self.settings.output, self.progress.step, tensors, content)
+        self.accelerator.wait_for_everyone()
+
+    def _identity(self) -> dict[str, Any]:
+        settings = self.settings.model_dump(mode="json", exclude=set(RESUMABLE) | {"data"})
+        return {"settings": settings, "data": self.data.pairs.info.digest, "network": self.config.to_dict()}
+
+    def _resume(self) -> None:
+        folder = last_state(self.settings.output)
+        if folder is None:
+            return
+        tensors, content = read_state(folder)
+        found, own = content["identity"], self._identity()
+        wrong = [
+            f"{name}: expected {found[part].get(name)!r}, given {value!r}"
+            for part in ("settings", "network")
+            for name, value in own[part].items()
+            if found[part].get(name) != value
+        ]
+        if found["data"] != own["data"]:
+            wrong.append("data: other pairs than it began with")
+        if wrong:
+            raise TrainError(f"--resume: {folder} is of another run:\n  " + "\n  ".join(wrong))
+        restore(
+            self.accelerator.unwrap_model(self.network), self.optimizer.optimizer, self.average, tensors,
+            content["numbers"],
+        )  # fmt: skip
+        self.progress = Progress(**content["progress"])
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        self.progress.history.append(entry)
+        if self.accelerator.is_main_process:
+            with (self.settings.output / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.report(entry)
+
+    def _finish(self, seconds: float) -> dict[str, Any]:
+        self._write_checkpoint(LAST)
+        rows = self.data.validation if len(self.data.validation) else self.data.train
+        summary = {
+            "settings": self.settings.model_dump(mode="json"),
+            "model": self.data.pairs.info.model,
+            "revision": self.data.pairs.info.revision,
+            "pairs": {
+                "train": len(self.data.train),
+                "validation": len(self.data.validation),
+                "quarantined": self.data.quarantined,
+            },
+            "steps": self.progress.step,
+            "seconds": round(seconds, 1),
+            "best_validation_mse": self.progress.best if math.isfinite(self.progress.best) else None,
+            "last": self.measure(rows),
+            "history": self.progress.history,
+        }
+        if self.accelerator.is_main_process:
+            with atomic_file(self.settings.output / RUN) as temporary:
+                temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+        return summary
+
+
+def _require_folder(settings: TrainSettings) -> None:
+    folder: Path = settings.output
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not settings.resume:
+        raise TrainError(f"{folder} is not empty: go on with --resume, or give another --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"--output {folder}: cannot be written ({error})") from error
