@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     name = BEST if summary["best_validation_mse"] is not None else LAST
     print(
         f"{settings.output / name}: after {summary['steps']} steps the network explains "
-        f"{100 * last['explained']:.1f} % of the change (mse {last['mse']:.5g}, identity {last['identity']:.5g})"
+        f"{100 * last['explained']:.1f} % of the change (mse {last['mse']:.5g}, "
+        f"identity {last['identity']:.5g})"
     )
     return 0
 

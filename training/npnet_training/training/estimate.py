@@ -40,8 +40,9 @@ def estimate(settings: TrainSettings) -> str:
     weights = sum(parameter.numel() for parameter in network.parameters())
     minutes = steps * settings.accumulation * seconds / 60
     return (
-        f"{len(pairs)} pairs of {info.model}, about {train} to train on; {steps} steps of {settings.batch_size}; "
+        f"{len(pairs)} pairs of {info.model}, about {train} to train on; "
+        f"{steps} steps of {settings.batch_size}; "
         f"a network of {weights / 1e6:.1f} million weights; at most {cache / 1e6:.0f} MB of cache in "
-        f"{settings.cache_dir}; about {minutes:.1f} minutes on one {device} like this, by one batch of {size}; "
-        "nothing was written"
+        f"{settings.cache_dir}; about {minutes:.1f} minutes on one {device} like this, "
+        f"by one batch of {size}; nothing was written"
     )

@@ -59,8 +59,8 @@ def train(settings: TrainSettings, report: Report = lambda entry: None) -> dict[
         report: called with every entry of the log, on the first process.
 
     Returns:
-        Summary, as in `run.json`: losses of the identity map and the network on the validation prompts (or the
-        training pairs if there are none), share of the target change that is explained.
+        Summary, as in `run.json`: losses of the identity map and the network on the validation prompts (or
+        the training pairs if there are none), share of the target change that is explained.
 
     Raises:
         TrainingError: anything that keeps the run from starting or going on.
@@ -153,8 +153,8 @@ class Trainer:
             self.progress.skipped += 1
             if self.progress.skipped >= self.settings.max_skipped:
                 raise TrainError(
-                    f"{self.progress.skipped} steps in a row had no finite gradient, the last is step {step}; "
-                    "lower --optimizer.learning-rate, or give --optimizer.clip 1"
+                    f"{self.progress.skipped} steps in a row had no finite gradient, the last is step "
+                    f"{step}; lower --optimizer.learning-rate, or give --optimizer.clip 1"
                 )
             return None
         self.progress.skipped = 0
@@ -172,7 +172,7 @@ class Trainer:
 
     @torch.no_grad()
     def measure(self, rows: np.ndarray) -> dict[str, float]:
-        """Mean squared errors of the identity map and the averaged network over rows, by every process a share."""
+        """Mean squared errors of the identity map and the averaged network; each process measures a share."""
         self.network.eval()
         own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.order.part_size

@@ -95,8 +95,8 @@ def initialise(network: NPNet, seed: int) -> None:
     alpha and beta start at zero, as in the published code, and so does the layer that writes the correction
     of the singular values. Each of the three branches is thereby a product with zero, as in ReZero
     (Bachlechner et al. 2020, arXiv 2003.04887): the zeros get a gradient in the first step, everything behind
-    them from the second on. Matrices of the Swin Transformer and its position bias are drawn from a normal distribution of
-    deviation 0.02, cut at two (Liu et al. 2021); the others keep PyTorch's uniform distribution.
+    them from the second on. Matrices of the Swin Transformer and its position bias are drawn from a normal
+    distribution of deviation 0.02, cut at two (Liu et al. 2021); the others keep PyTorch's uniform one.
     """
     # Drawn again, because the caller's random numbers made the network that comes in.
     with torch.random.fork_rng(devices=[]):

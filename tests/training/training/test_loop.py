@@ -1,0 +1,181 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from npnet_runtime import checkpoint
+from npnet_training.errors import SettingsError, TrainError
+from npnet_training.pairs import PairInfo, Pairs, write_pairs
+from npnet_training.pairs.shard import shard_path
+from npnet_training.sampling import Denoiser, draw_noise
+from npnet_training.training.cli import main
+from npnet_training.training.loop import train
+from npnet_training.training.settings import TrainSettings
+from support.pipelines import PIPELINES
+
+COUNT = 96
+SMALL: dict[str, Any] = {
+    "npnet": {
+        "spectral_hidden": 8, "spectral_mlp_hidden": 16, "swin_image_size": 32, "swin_window_size": 2,
+        "swin_embed_dim": 8, "swin_depths": [1, 1], "swin_num_heads": [1, 2],
+    }
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs whose target is the noise, and a pattern that depends on the prompt."""
+    folder = tmp_path_factory.mktemp("training")
+    torch.manual_seed(0)
+    pipe = PIPELINES["sdxl"]()
+    pipe.save_pretrained(folder / "model")
+    denoiser = Denoiser(pipe)
+    shape = denoiser.latent_shape
+    PairInfo(str(folder / "model"), None, shape, denoiser.text_shape, {}).write(folder / "pairs")
+    for number in range(COUNT // 32):
+        rows = range(32 * number, 32 * number + 32)
+        noise = draw_noise(rows, shape)
+        target = 1.2 * noise + 0.2
+        if number == 0:
+            target[5, 0, 0, 0] = torch.nan
+        nothing: dict[str, list[float]] = {}
+        pairs = Pairs(
+            rows, [f"prompt {chr(97 + row % 16)}" for row in rows], list(rows), target, [True] * 32, [""] * 32,
+            nothing, nothing,
+        )  # fmt: skip
+        write_pairs(shard_path(folder / "pairs", number), pairs)
+    return folder / "pairs"
+
+
+def settings_for(data: Path, output: Path, **changes: Any) -> TrainSettings:
+    values = {
+        "data": (str(data),), "output": output, "network": SMALL, "batch_size": 16, "epochs": 2,
+        "optimizer": {"learning_rate": 3e-3, "ema": 0.9}, "validation": {"share": 0.2},
+        "cache_dir": data.parent / "cache",
+    }  # fmt: skip
+    return TrainSettings.model_validate({**values, **changes})
+
+
+def test_learns_far_more_than_the_identity(data: Path, tmp_path: Path) -> None:
+    summary = train(settings_for(data, tmp_path / "run", epochs=40))
+    assert summary["pairs"]["quarantined"] == 1
+    assert summary["last"]["mse"] < 0.4 * summary["last"]["identity"]
+    assert summary["best_validation_mse"] <= summary["last"]["mse"]
+    read = checkpoint.read(tmp_path / "run" / "best.safetensors")
+    assert read.config.latent_shape == (4, 16, 16)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log == summary["history"] == json.loads((tmp_path / "run" / "run.json").read_text())["history"]
+
+
+def test_validation_prompts_are_never_trained_on(data: Path, tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    from npnet_training.training.data import open_data
+
+    found = open_data(settings_for(data, tmp_path / "run"), Accelerator())
+    prompts = [{found.pairs.prompts[row] for row in rows} for rows in (found.train, found.validation)]
+    assert prompts[0] and prompts[1]
+    assert not prompts[0] & prompts[1]
+    assert len(found.train) + len(found.validation) == COUNT - 1
+
+
+def test_resumed_run_is_the_same_to_the_bit(data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"validation": {"share": 0.2, "every": 2}, "sign_augmentation": True}
+    train(settings_for(data, tmp_path / "whole", **options))
+    train(settings_for(data, tmp_path / "cut", max_steps=3, **options))
+    train(settings_for(data, tmp_path / "cut", resume=True, **options))
+    for name in ("best.safetensors", "last.safetensors"):
+        whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
+        assert whole.keys() == cut.keys()
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_accumulation_changes_nothing_but_rounding(data: Path, tmp_path: Path) -> None:
+    for name, accumulation in (("one", 1), ("four", 4)):
+        train(settings_for(data, tmp_path / name, accumulation=accumulation))
+    one, four = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "four"))
+    for key in one:
+        torch.testing.assert_close(four[key], one[key], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cosine"])
+def test_cached_factors_are_those_computed_in_every_batch(data: Path, tmp_path: Path, loss: str) -> None:
+    losses = []
+    for cached in (True, False):
+        run = train(settings_for(data, tmp_path / str(cached), cache_svd=cached, loss=loss, max_steps=4))
+        losses.append([entry["loss"] for entry in run["history"] if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_early_stopping(data: Path, tmp_path: Path) -> None:
+    validation = {"share": 0.2, "every": 1, "patience": 2, "min_improvement": 0.9}
+    assert train(settings_for(data, tmp_path / "run", validation=validation))["steps"] == 3
+
+
+def test_two_processes_train_what_one_does(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text(settings_for(data, tmp_path / "two", max_steps=4).to_yaml())
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launch, *options, "-m", "npnet_training.training.cli", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(settings_for(data, tmp_path / "one", max_steps=4))
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-3)
+
+
+def test_only_the_same_run_is_resumed(data: Path, tmp_path: Path) -> None:
+    train(settings_for(data, tmp_path / "run", max_steps=1))
+    with pytest.raises(TrainError, match="is not empty: go on with --resume"):
+        train(settings_for(data, tmp_path / "run"))
+    with pytest.raises(TrainError, match=r"(?s)of another run:.*batch_size: expected 16, given 8"):
+        train(settings_for(data, tmp_path / "run", resume=True, batch_size=8))
+    other = {"npnet": {**SMALL["npnet"], "spectral_hidden": 16}}
+    with pytest.raises(TrainError, match=r"(?s)of another run:.*spectral_hidden: expected 8, given 16"):
+        train(settings_for(data, tmp_path / "run", resume=True, network=other))
+    state = next((tmp_path / "run").glob("state-*")) / "tensors.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(TrainError, match="damaged training state"):
+        train(settings_for(data, tmp_path / "run", resume=True))
+
+
+def test_starts_from_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    first = train(settings_for(data, tmp_path / "first", epochs=10))
+    start = str(tmp_path / "first" / "last.safetensors")
+    second = train(settings_for(data, tmp_path / "second", start_from=start, max_steps=1))
+    assert second["last"]["mse"] == pytest.approx(first["last"]["mse"], rel=0.2)
+    with pytest.raises(TrainError, match="--start-from"):
+        train(settings_for(data, tmp_path / "third", start_from=str(tmp_path / "none.safetensors")))
+
+
+def test_frozen_branches_stay(data: Path, tmp_path: Path) -> None:
+    train(settings_for(data, tmp_path / "run", freeze=("spectral", "text"), max_steps=3))
+    state = checkpoint.read(tmp_path / "run" / "last.safetensors").state
+    assert state["alpha"] == 0
+    assert state["beta"] != 0
+    with pytest.raises(SettingsError, match="nothing is left to train"):
+        train(settings_for(data, tmp_path / "none", freeze=("spectral", "residual", "text")))
+
+
+class TestCommand:
+    def test_errors(self, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run = ["--output", str(tmp_path / "run")]
+        assert main(["--data", str(tmp_path / "none"), *run]) == 2
+        assert "npnet-collect" in capsys.readouterr().err
+        cache = ["--cache-dir", str(data.parent / "cache")]
+        assert main(["--data", str(data), *run, *cache, "--batch-size", "500"]) == 2
+        assert "--batch-size: expected at most the" in capsys.readouterr().err
+
+    def test_dry_run(self, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = tmp_path / "train.yaml"
+        config.write_text(settings_for(data, tmp_path / "run").to_yaml())
+        assert main(["--config", str(config), "--dry-run"]) == 0
+        assert "96 pairs of" in capsys.readouterr().out
+        assert not (tmp_path / "run").exists()
