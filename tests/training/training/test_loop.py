@@ -45,8 +45,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target[5, 0, 0, 0] = torch.nan
         nothing: dict[str, list[float]] = {}
         pairs = Pairs(
-            rows, [f"prompt {chr(97 + row % 16)}" for row in rows], list(rows), target, [True] * 32, [""] * 32,
-            nothing, nothing,
+            rows, [f"prompt {chr(97 + row % 16)}" for row in rows], list(rows), target, [True] * 32,
+            [""] * 32, nothing, nothing,
         )  # fmt: skip
         write_pairs(shard_path(folder / "pairs", number), pairs)
     return folder / "pairs"
@@ -79,7 +79,7 @@ def test_validation_prompts_are_never_trained_on(data: Path, tmp_path: Path) -> 
 
     found = open_data(settings_for(data, tmp_path / "run"), Accelerator())
     prompts = [{found.pairs.prompts[row] for row in rows} for rows in (found.train, found.validation)]
-    assert prompts[0] and prompts[1]
+    assert all(prompts)
     assert not prompts[0] & prompts[1]
     assert len(found.train) + len(found.validation) == COUNT - 1
 

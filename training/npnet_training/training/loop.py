@@ -224,7 +224,12 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         settings = self.settings.model_dump(mode="json", exclude=set(RESUMABLE) | {"data"})
-        return {"settings": settings, "data": self.data.pairs.info.digest, "network": self.config.to_dict()}
+        identity: dict[str, Any] = json.loads(  # as it will be read back, without tuples
+            json.dumps(
+                {"settings": settings, "data": self.data.pairs.info.digest, "network": self.config.to_dict()}
+            )
+        )
+        return identity
 
     def _resume(self) -> None:
         folder = last_state(self.settings.output)

@@ -19,7 +19,8 @@ def make_loss(name: str) -> Loss:
 
     Args:
         name: `mse`: mean squared error (arXiv 2411.09502, equation 8); `cosine`: that, and one minus the
-            cosine of the angle between the changes of the noise, so that small changes count as much as large ones.
+            cosine of the angle between the changes of the noise, so that small changes count as much as large
+            ones.
 
     Raises:
         SettingsError: unknown.
