@@ -150,7 +150,8 @@ def test_starts_from_a_checkpoint(data: Path, tmp_path: Path) -> None:
     first = train(settings_for(data, tmp_path / "first", epochs=10))
     start = str(tmp_path / "first" / "last.safetensors")
     second = train(settings_for(data, tmp_path / "second", start_from=start, max_steps=1))
-    assert second["last"]["mse"] == pytest.approx(first["last"]["mse"], rel=0.2)
+    assert first["last"]["mse"] < 0.1 * first["last"]["identity"]
+    assert second["last"]["mse"] < 0.1 * first["last"]["identity"]
     with pytest.raises(TrainError, match="--start-from"):
         train(settings_for(data, tmp_path / "third", start_from=str(tmp_path / "none.safetensors")))
 

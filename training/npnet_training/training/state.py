@@ -50,7 +50,7 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
 
 def gather_state(
     network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain numbers of a run, whole; every process must call it.
 
     Returns:
@@ -60,11 +60,11 @@ def gather_state(
     if average.decay:
         with average.applied():
             tensors |= {f"average.{name}": value for name, value in whole_weights(network).items()}
-    numbers: dict[str, float] = {}
+    numbers: dict[str, Any] = {}
     for key, value in get_optimizer_state_dict(network, optimizer, options=_WHOLE).items():
         if isinstance(value, Tensor):
             tensors[f"optimizer.{key}"] = value
-        elif isinstance(value, (int, float)):
+        else:
             numbers[key] = value
     return tensors, numbers
 
@@ -121,7 +121,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,
     tensors: dict[str, Tensor],
-    numbers: dict[str, float],
+    numbers: dict[str, Any],
 ) -> None:
     """Put a state back, bit by bit, into what has been prepared for training; every process must call it."""
     parts: dict[str, dict[str, Any]] = {"weights": {}, "average": {}, "optimizer": {}}
