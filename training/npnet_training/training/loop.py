@@ -216,9 +216,9 @@ class Trainer:
 
     def _save_state(self) -> None:
         network = self.accelerator.unwrap_model(self.network)
-        tensors, numbers = gather_state(network, self.optimizer.optimizer, self.average)
+        tensors, groups = gather_state(network, self.optimizer.optimizer, self.average)
         if self.accelerator.is_main_process:
-            content = {"identity": self._identity(), "numbers": numbers, "progress": vars(self.progress)}
+            content = {"identity": self._identity(), "groups": groups, "progress": vars(self.progress)}
             write_state(self.settings.output, self.progress.step, tensors, content)
         self.accelerator.wait_for_everyone()
 
@@ -249,7 +249,7 @@ class Trainer:
             raise TrainError(f"--resume: {folder} is of another run:\n  " + "\n  ".join(wrong))
         restore(
             self.accelerator.unwrap_model(self.network), self.optimizer.optimizer, self.average, tensors,
-            content["numbers"],
+            content["groups"],
         )  # fmt: skip
         self.progress = Progress(**content["progress"])
 

@@ -36,7 +36,7 @@ from npnet_training.errors import TrainError
 from npnet_training.training.averaging import WeightAverage
 
 FORMAT_VERSION = 1
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def whole_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -50,23 +50,20 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
 
 def gather_state(
     network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and plain numbers of a run, whole; every process must call it.
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Tensors of a run, whole, and the optimizer's groups as plain values; every process must call it.
 
     Returns:
-        Tensors by `weights.NAME`, `average.NAME` and `optimizer.KEY`; the optimizer's other values by KEY.
+        Tensors by `weights.NAME`, `average.NAME` and `optimizer.NAME/MOMENT`; the groups.
     """
     tensors = {f"weights.{name}": value for name, value in whole_weights(network).items()}
     if average.decay:
         with average.applied():
             tensors |= {f"average.{name}": value for name, value in whole_weights(network).items()}
-    numbers: dict[str, Any] = {}
-    for key, value in get_optimizer_state_dict(network, optimizer, options=_WHOLE).items():
-        if isinstance(value, Tensor):
-            tensors[f"optimizer.{key}"] = value
-        else:
-            numbers[key] = value
-    return tensors, numbers
+    found: dict[str, Any] = get_optimizer_state_dict(network, optimizer, options=_WHOLE)
+    for name, moments in found["state"].items():
+        tensors |= {f"optimizer.{name}/{moment}": value for moment, value in moments.items()}
+    return tensors, found["param_groups"]
 
 
 def write_state(run: Path, step: int, tensors: dict[str, Tensor], content: dict[str, Any]) -> Path:
@@ -121,7 +118,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,
     tensors: dict[str, Tensor],
-    numbers: dict[str, Any],
+    groups: list[dict[str, Any]],
 ) -> None:
     """Put a state back, bit by bit, into what has been prepared for training; every process must call it."""
     parts: dict[str, dict[str, Any]] = {"weights": {}, "average": {}, "optimizer": {}}
@@ -132,4 +129,9 @@ def restore(
         set_model_state_dict(network, parts["average"], options=_WHOLE)
         average.reset()
     set_model_state_dict(network, parts["weights"], options=_WHOLE)
-    set_optimizer_state_dict(network, optimizer, parts["optimizer"] | numbers, options=_WHOLE)
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in parts["optimizer"].items():
+        name, _, moment = key.rpartition("/")
+        moments.setdefault(name, {})[moment] = value
+    state: dict[str, Any] = {"state": moments, "param_groups": groups}
+    set_optimizer_state_dict(network, optimizer, state, options=_WHOLE)
