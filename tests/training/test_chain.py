@@ -1,0 +1,51 @@
+"""Prompts to an engine in a pipeline: the four commands of the training package's README, on a small SDXL."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from npnet_export.cli import main as export
+from npnet_runtime import GoldenNoise
+from npnet_training.collecting.cli import main as collect
+from npnet_training.models import load_pipeline
+from npnet_training.sampling import Denoiser, draw_noise
+from npnet_training.training.cli import main as train
+from support.pipelines import PIPELINES
+
+NETWORK = [
+    *("--network.npnet.spectral-hidden", "8", "--network.npnet.spectral-mlp-hidden", "16"),
+    *("--network.npnet.swin-image-size", "32", "--network.npnet.swin-window-size", "2"),
+    *("--network.npnet.swin-embed-dim", "8", "--network.npnet.swin-depths", "1,1"),
+    *("--network.npnet.swin-num-heads", "1,2"),
+]
+
+
+def test_prompts_to_an_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, pairs, run, engine = (str(tmp_path / name) for name in ("model", "pairs", "run", "engine"))
+    torch.manual_seed(0)
+    PIPELINES["sdxl"]().save_pretrained(model)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"prompt {chr(97 + number)}" for number in range(16)))
+    options = ["--redenoise.steps", "4", "--batch", "8"]
+    assert collect(["--model", model, "--prompts", str(prompts), "--output", pairs, *options]) == 0
+    options = [
+        "--batch-size",
+        "4",
+        "--epochs",
+        "2",
+        "--validation.share",
+        "0.3",
+        "--cache-dir",
+        f"{tmp_path}/cache",
+    ]
+    assert train(["--data", pairs, "--output", run, *options, *NETWORK]) == 0
+    weights = f"{run}/best.safetensors"
+    assert export(["--weights", weights, "--output", engine, "--engine", "torch", "--device", "cpu"]) == 0
+    pipe, _ = load_pipeline(model)
+    denoiser = Denoiser(pipe)
+    noise = draw_noise([1, 2], denoiser.latent_shape)
+    golden = GoldenNoise(engine, device="cpu")(noise, denoiser.encode(["prompt a", "prompt b"]).prompt_embeds)
+    assert golden.shape == noise.shape
+    assert golden.isfinite().all()
+    assert (golden != noise).any()
