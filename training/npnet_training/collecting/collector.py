@@ -117,6 +117,7 @@ def collect(
         TrainingError: a model, scorer or prompt is wrong.
     """
     began = time.perf_counter()
+    next(items(settings))  # prompts that cannot be read end it before a model is loaded or a folder made
     if settings.ray is None:
         collector = Collector(settings)
         info = collector.info()

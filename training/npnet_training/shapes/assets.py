@@ -40,6 +40,11 @@ def check(folder: Path = FOLDER) -> None:
     Raises:
         ShapesAssetsError: one is missing or altered.
     """
+    if not folder.is_dir():
+        raise ShapesAssetsError(
+            "no weights of the embedded model are installed: make them with "
+            "python -m npnet_training.shapes.build --output DIR, about an hour, and give --model DIR"
+        )
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
