@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,6 +97,15 @@ def validate(cls: type[S], values: dict[str, Any], where: str) -> S:
         return cls.model_validate(values)
     except ValidationError as error:
         raise SettingsError(f"{where}: {_explain(error)}") from error
+
+
+def differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """A line for each name in `given` whose value is not the expected one."""
+    return [
+        f"{name}: expected {expected.get(name)!r}, given {value!r}"
+        for name, value in given.items()
+        if expected.get(name) != value
+    ]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 from npnet_training.collecting.items import Item
 from npnet_training.collecting.settings import CollectSettings
@@ -14,48 +14,49 @@ IN_FLIGHT = 2  # items an actor has been given: one it works on, one that waits
 RETRIES = 3  # of an item whose worker died
 
 
-def info_on_ray(settings: CollectSettings) -> PairInfo:
-    """What the dataset says of itself, asked of a worker: this machine may have no GPU.
+class RayPool:
+    """Actors that collect; a context manager that ends them.
+
+    A worker that dies is started again by Ray, and its items are made again: a shard is written whole, and
+    is the same whoever makes it.
 
     Raises:
         SettingsError: Ray is missing, or not there.
     """
-    ray = _start(settings)
-    actor = _actor(ray, settings)
-    try:
-        info: PairInfo = _result(ray, actor.info.remote())
+
+    def __init__(self, settings: CollectSettings) -> None:
+        self._ray = _start(settings)
+        self._actors = [_actor(self._ray, settings) for _ in range(settings.workers)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+    def info(self) -> PairInfo:
+        """What the dataset says of itself, asked of a worker: this machine may have no GPU."""
+        info: PairInfo = _result(self._ray, self._actors[0].info.remote())
         return info
-    finally:
-        ray.kill(actor)
 
+    def collect_all(self, todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
+        """Collect items; each with its number of kept pairs, as they are done."""
+        running: dict[Any, tuple[Item, Any]] = {}
 
-def collect_on_ray(settings: CollectSettings, todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
-    """Collect items on a pool of actors; each item with its number of kept pairs, as they are done.
+        def give(actor: Any) -> None:
+            item = next(todo, None)
+            if item is not None:
+                running[actor.collect.remote(item)] = item, actor
 
-    A worker that dies is started again by Ray, and its items are made again: a shard is written whole, and
-    is the same whoever makes it.
-    """
-    ray = _start(settings)
-    actors = [_actor(ray, settings) for _ in range(settings.workers)]
-    running: dict[Any, tuple[Item, Any]] = {}
-
-    def give(actor: Any) -> None:
-        item = next(todo, None)
-        if item is not None:
-            running[actor.collect.remote(item)] = item, actor
-
-    try:
         for _ in range(IN_FLIGHT):
-            for actor in actors:
+            for actor in self._actors:
                 give(actor)
         while running:
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            (ready, *_), _ = self._ray.wait(list(running), num_returns=1)
             item, actor = running.pop(ready)
-            yield item, _result(ray, ready)
+            yield item, _result(self._ray, ready)
             give(actor)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
 
 
 class Worker:

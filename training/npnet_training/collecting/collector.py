@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from npnet_training.pairs.info import FILE, PairInfo
 from npnet_training.pairs.shard import Pairs, shard_path, write_pairs
 from npnet_training.sampling import Denoiser, draw_noise, redenoise, sample_images
 from npnet_training.scorers import SelectionRule, load_scorer, score_all
+from npnet_training.settings import differences
+
+if TYPE_CHECKING:
+    from npnet_training.collecting.cluster import RayPool
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,11 @@ class Collector:
             write_samples(self.settings.output, pairs, plain[:shown], golden[:shown])
         return sum(pairs.kept)
 
+    def collect_all(self, todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
+        """Collect items one after the other; each with its number of kept pairs."""
+        for item in todo:
+            yield item, self.collect(item)
+
 
 def collect(
     settings: CollectSettings, report: Callable[[Progress], None] = lambda progress: None
@@ -118,23 +128,6 @@ def collect(
     """
     began = time.perf_counter()
     next(items(settings))  # prompts that cannot be read end it before a model is loaded or a folder made
-    if settings.ray is None:
-        collector = Collector(settings)
-        info = collector.info()
-
-        def run(todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
-            for item in todo:
-                yield item, collector.collect(item)
-
-    else:
-        from npnet_training.collecting.cluster import collect_on_ray, info_on_ray
-
-        info = info_on_ray(settings)
-
-        def run(todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
-            return collect_on_ray(settings, todo)
-
-    _begin(settings, info)
     pairs = kept = new = 0
 
     def todo() -> Iterator[Item]:
@@ -146,10 +139,20 @@ def collect(
             else:
                 pairs, kept = pairs + len(item.prompts), kept + count
 
-    for item, count in run(todo()):
-        pairs, kept, new = pairs + len(item.prompts), kept + count, new + len(item.prompts)
-        report(Progress(pairs, kept, new, time.perf_counter() - began))
+    with _workers(settings) as workers:
+        _begin(settings, workers.info())
+        for item, count in workers.collect_all(todo()):
+            pairs, kept, new = pairs + len(item.prompts), kept + count, new + len(item.prompts)
+            report(Progress(pairs, kept, new, time.perf_counter() - began))
     return Progress(pairs, kept, new, time.perf_counter() - began)
+
+
+def _workers(settings: CollectSettings) -> AbstractContextManager[Collector | RayPool]:
+    if settings.ray is None:
+        return nullcontext(Collector(settings))
+    from npnet_training.collecting.cluster import RayPool
+
+    return RayPool(settings)
 
 
 def _begin(settings: CollectSettings, info: PairInfo) -> None:
@@ -159,12 +162,7 @@ def _begin(settings: CollectSettings, info: PairInfo) -> None:
         if not settings.resume:
             raise DatasetError(f"{folder} holds a dataset: go on with --resume, or give another --output")
         if found != info:
-            other = {**vars(found), **found.settings}
-            wrong = [
-                f"{name}: expected {other.get(name)!r}, given {value!r}"
-                for name, value in {**vars(info), **info.settings}.items()
-                if name != "settings" and other.get(name) != value
-            ]
+            wrong = differences(_flat(found), _flat(info))
             raise DatasetError(f"{folder} was collected with other settings:\n  " + "\n  ".join(wrong))
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -173,3 +171,9 @@ def _begin(settings: CollectSettings, info: PairInfo) -> None:
         info.write(folder)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be written ({error})") from error
+
+
+def _flat(info: PairInfo) -> dict[str, Any]:
+    values = {**vars(info), **info.settings}
+    del values["settings"]
+    return values

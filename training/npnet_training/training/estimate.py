@@ -16,13 +16,7 @@ def estimate(settings: TrainSettings) -> str:
     """Pairs, steps, sizes, and a time measured on one batch of noise; nothing is written."""
     pairs = PairDataset.open(settings.data)
     info, size = pairs.info, min(settings.batch_size // settings.accumulation, len(pairs))
-    network = make_network(
-        settings.network,
-        info.latent_shape,
-        info.text_shape,
-        seed=settings.seed,
-        start_from=settings.start_from,
-    )
+    network = make_network(settings, info)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device)
     noise = torch.randn(size, *info.latent_shape, device=device)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from npnet_runtime import checkpoint
 from npnet_runtime.files import atomic_file
 from npnet_training.errors import TrainError
+from npnet_training.settings import differences
 from npnet_training.training.averaging import WeightAverage
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.data import TrainingData, open_data
@@ -77,15 +78,8 @@ class Trainer:
         torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
         _require_folder(settings)
         self.data: TrainingData = open_data(settings, self.accelerator)
-        info = self.data.pairs.info
         self.loss: Loss = make_loss(settings.loss)
-        network = make_network(
-            settings.network,
-            info.latent_shape,
-            info.text_shape,
-            seed=settings.seed,
-            start_from=settings.start_from,
-        )
+        network = make_network(settings, self.data.pairs.info)
         freeze(network, settings.freeze, from_nothing=settings.start_from is None)
         self.config: Any = network.config
         if settings.precision == "bf16":
@@ -208,6 +202,14 @@ class Trainer:
         else:
             self.progress.worse += 1
 
+    def _last_measured(self) -> dict[str, float]:
+        """Of the weights as they are: the last validation's, if it was of them."""
+        for entry in reversed(self.progress.history):
+            if "validation" in entry and entry["step"] == self.progress.step:
+                found: dict[str, float] = entry["validation"]
+                return found
+        return self.measure(self.data.validation if len(self.data.validation) else self.data.train)
+
     def _write_checkpoint(self, name: str) -> None:
         with self.average.applied():
             weights = whole_weights(self.accelerator.unwrap_model(self.network))
@@ -237,12 +239,7 @@ class Trainer:
             return
         tensors, content = read_state(folder)
         found, own = content["identity"], self._identity()
-        wrong = [
-            f"{name}: expected {found[part].get(name)!r}, given {value!r}"
-            for part in ("settings", "network")
-            for name, value in own[part].items()
-            if found[part].get(name) != value
-        ]
+        wrong = [line for part in ("settings", "network") for line in differences(found[part], own[part])]
         if found["data"] != own["data"]:
             wrong.append("data: other pairs than it began with")
         if wrong:
@@ -262,7 +259,6 @@ class Trainer:
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         self._write_checkpoint(LAST)
-        rows = self.data.validation if len(self.data.validation) else self.data.train
         summary = {
             "settings": self.settings.model_dump(mode="json"),
             "model": self.data.pairs.info.model,
@@ -275,7 +271,7 @@ class Trainer:
             "steps": self.progress.step,
             "seconds": round(seconds, 1),
             "best_validation_mse": self.progress.best if math.isfinite(self.progress.best) else None,
-            "last": self.measure(rows),
+            "last": self._last_measured(),
             "history": self.progress.history,
         }
         if self.accelerator.is_main_process:

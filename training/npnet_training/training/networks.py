@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from npnet_runtime import checkpoint
 from npnet_runtime.config import NPNetConfig, SwinConfig
 from npnet_runtime.errors import CheckpointError, ConfigError
 from npnet_runtime.network import NPNet
 from npnet_training.errors import SettingsError, TrainError
-from npnet_training.training.settings import NetworkSettings
+from npnet_training.training.settings import NetworkSettings, TrainSettings
+from npnet_training.training.source import SourceInfo
 
 BRANCHES = {
     "spectral": ("spectral_head.",),
@@ -32,36 +32,28 @@ BRANCHES = {
 """Parameters of each branch of an `NPNet`, by the beginning of their names."""
 
 
-def make_network(
-    settings: NetworkSettings,
-    latent_shape: Sequence[int],
-    text_shape: Sequence[int],
-    *,
-    seed: int,
-    start_from: str | None = None,
-) -> nn.Module:
+def make_network(settings: TrainSettings, info: SourceInfo) -> NPNet:
     """A trainable network for a dataset's shapes, on the CPU, in float32.
 
     Without a checkpoint the network begins as the identity: see `initialise`.
 
     Args:
-        settings: kind and sizes; a checkpoint's own win over them.
-        latent_shape: (C, H, W) of the noise.
-        text_shape: (tokens, width) of the prompt embeddings.
-        seed: of the first weights.
-        start_from: a checkpoint of any form that `npnet_runtime.checkpoint.read` reads.
+        settings: kind and sizes of the network, seed of its first weights, and a checkpoint of any form that
+            `npnet_runtime.checkpoint.read` reads to start from, whose own sizes win.
+        info: of the dataset.
 
     Raises:
         SettingsError: sizes that describe no network.
         TrainError: the checkpoint cannot be read, or is for other shapes.
     """
     try:
-        config = _config(settings, tuple(latent_shape), tuple(text_shape))
+        config = _config(settings.network, info.latent_shape, info.text_shape)
     except ConfigError as error:
         raise SettingsError(f"--network: {error}") from error
     network = NPNet(config)
+    start_from = settings.start_from
     if start_from is None:
-        initialise(network, seed)
+        initialise(network, settings.seed)
         return network
     try:
         path = Path(start_from)
@@ -164,33 +156,3 @@ def _autocast(forward: Callable[..., Tensor], device_type: str) -> Callable[...,
             return forward(*arguments).float()
 
     return run
-
-
-class AsScalar(nn.Module):
-    """A one-element vector as a scalar: FSDP shards the first dimension, which a scalar does not have."""
-
-    def forward(self, vector: Tensor) -> Tensor:
-        """(1,) -> ()."""
-        return vector.reshape(())
-
-    def right_inverse(self, scalar: Tensor) -> Tensor:
-        """() -> (1,)."""
-        return scalar.reshape(1)
-
-
-def vectorise_scalars(network: nn.Module) -> None:
-    """Store the network's scalar parameters as vectors of one element; `named_state` undoes the names."""
-    for name, parameter in list(network.named_parameters(recurse=False)):
-        if parameter.ndim == 0:
-            parametrize.register_parametrization(network, name, AsScalar(), unsafe=True)
-
-
-def named_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of a network after `vectorise_scalars` by its names before it."""
-    named = {}
-    for name, value in state.items():
-        if name.startswith("parametrizations."):
-            named[name.split(".")[1]] = value.reshape(())
-        else:
-            named[name] = value
-    return named
