@@ -14,7 +14,7 @@ import torch
 
 from baseline import PublishedNPNet
 from harness import synchronize
-from npnet_runtime import EngineBundle, GoldenNoise, checkpoint
+from npnet_runtime import EngineBundle, GoldenNoise, NPNetConfig, checkpoint
 
 
 def main(path: str, device_name: str, batch: int) -> None:
@@ -22,7 +22,7 @@ def main(path: str, device_name: str, batch: int) -> None:
     device = torch.device(device_name)
     published = Path(path).is_file()
     config = checkpoint.own_config(path) if published else EngineBundle.open(path).manifest.config
-    assert config is not None  # `latency.py` writes the project's own form
+    assert isinstance(config, NPNetConfig)  # `latency.py` writes the project's own form of one
     noise = torch.randn(batch, *config.latent_shape, device=device)
     prompts = torch.randn(batch, *config.text_shape, device=device)
     before = _peak_mb()

@@ -32,7 +32,7 @@ from npnet_export.parity import TOLERANCES, difference, fresh_inputs
 from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import latent_to_matrix, svd
-from npnet_runtime import GoldenNoise, NPNetError, checkpoint
+from npnet_runtime import GoldenNoise, NPNet, NPNetError, checkpoint
 from npnet_runtime.golden import SIGNS, resolve_device
 from npnet_runtime.models import MODELS, get_model
 
@@ -63,6 +63,8 @@ def main() -> int:
     stage = Stages()
     with tempfile.TemporaryDirectory() as folder:
         network, description = weights.load()
+        if not isinstance(network, NPNet):
+            raise SystemExit(f"{weights.description}: a network of another kind than the published one")
         baseline = PublishedNPNet(network.config, network.state_dict()).to(device)
         checkpoint.write(Path(folder) / "weights", network.state_dict(), network.config)
         published_probe = _probe(Path(folder) / "weights", device, max(options.batch))
@@ -188,7 +190,7 @@ def _race(
 
 def _calls(name: str, golden: GoldenNoise, noise: Tensor, prompts: Tensor) -> dict[str, Callable[[], object]]:
     prepared = golden.prepare(noise)
-    matrix, signs = latent_to_matrix(noise), SIGNS[golden.bundle.manifest.signs]
+    matrix, signs = latent_to_matrix(noise), SIGNS[str(golden.bundle.manifest.signs)]
     return {
         f"{name}|svd": lambda: svd(matrix, signs=signs),
         f"{name}|spectral half": lambda: golden.prepare(noise),
@@ -199,7 +201,7 @@ def _calls(name: str, golden: GoldenNoise, noise: Tensor, prompts: Tensor) -> di
 
 def _parity(baseline: PublishedNPNet, golden: GoldenNoise, noise: Tensor, prompts: Tensor) -> dict[str, Any]:
     # The published network with our factors: signs are a choice, not an error.
-    factors = svd(latent_to_matrix(noise), signs=SIGNS[golden.bundle.manifest.signs])
+    factors = svd(latent_to_matrix(noise), signs=SIGNS[str(golden.bundle.manifest.signs)])
     statistic, tolerance = TOLERANCES[golden.bundle.manifest.precision]
     value = difference(statistic, golden(noise, prompts), baseline(noise, prompts, factors))
     return {"statistic": statistic, "value": value, "tolerance": tolerance, "agrees": value <= tolerance}

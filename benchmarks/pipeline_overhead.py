@@ -29,8 +29,9 @@ from baseline import PublishedNPNet
 from harness import environment, interleave, synchronize, write_json
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import GoldenNoise, NPNet, checkpoint
+from npnet_runtime import GoldenNoise, checkpoint
 from npnet_runtime.golden import resolve_device
+from npnet_runtime.networks import network_from_state
 from npnet_runtime.random_weights import random_state
 from pipeline_models import SIZES, random_sdxl
 
@@ -46,7 +47,7 @@ def main() -> int:
     config = SIZES[options.size][1]
     pipe = random_sdxl(options.size, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        network = NPNet.from_state(config, random_state(config, 0))
+        network = network_from_state(config, random_state(config, 0))
         weights = Path(folder) / "weights.safetensors"
         checkpoint.write(weights, network.state_dict(), config)
         request = WeightsRequest(None, str(weights))

@@ -7,8 +7,8 @@ form                      layout
                           (so spelt), and the tensors `alpha` and `beta`
 `safetensors/embeeding`   the same keys, joined by dots
 `safetensors/text_embedding`  the same with `text_embedding.` for `embeeding.`
-`npnet-runtime`           safetensors with the names of `NPNet.state_dict`, and the
-                          configuration in the metadata
+`npnet-runtime`           safetensors with the names of the network's `state_dict`,
+                          and its kind and configuration in the metadata
 ========================  ==================================================================
 """
 
@@ -28,7 +28,7 @@ from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import CheckpointError
 from npnet_runtime.files import atomic_file, sha256
 from npnet_runtime.models import MODELS
-from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network, NetworkConfig, config_from_dict, network_for, network_from_state
 from npnet_runtime.published import GROUPS, TEXT_GROUPS, is_unused, published_name
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -40,23 +40,23 @@ class Checkpoint:
     """Weights in this project's names, and where they came from.
 
     Args:
-        state: float32 tensors by the names of `NPNet.state_dict`.
+        state: float32 tensors by the names of the network's `state_dict`.
         config: shapes of the network they fit.
         form: one of the forms in the module's table.
         sha256: of the file that was read.
     """
 
     state: dict[str, Tensor]
-    config: NPNetConfig
+    config: NetworkConfig
     form: str
     sha256: str
 
-    def network(self) -> NPNet:
+    def network(self) -> Network:
         """The network with these weights, in eval mode."""
-        return NPNet.from_state(self.config, self.state)
+        return network_from_state(self.config, self.state)
 
 
-def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
+def read(path: str | Path, config: NetworkConfig | None = None) -> Checkpoint:
     """Read a checkpoint of any form; nothing in it is executed.
 
     Args:
@@ -81,7 +81,7 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
         config, shapes = given, _shapes(given)
         names = {name: name for name in shapes}
     else:
-        if config is None:
+        if not isinstance(config, NPNetConfig):
             raise CheckpointError(f"{path}: a published checkpoint does not say its shapes; name its model")
         _require_published(path, tensors)
         tensors = {name: tensor for name, tensor in tensors.items() if not is_unused(name)}
@@ -91,16 +91,16 @@ def read(path: str | Path, config: NPNetConfig | None = None) -> Checkpoint:
         names = {name: published_name(name, text) for name in shapes}
     _check(path, tensors, {names[name]: shape for name, shape in shapes.items()})
     state = {own: tensors[name].detach().float().contiguous() for own, name in names.items()}
-    state["alpha"], state["beta"] = state["alpha"].reshape(()), state["beta"].reshape(())
+    state |= {name: state[name].reshape(()) for name in ("alpha", "beta") if name in state}
     return Checkpoint(state, config, form, sha256(path))
 
 
-def write(path: str | Path, state: Mapping[str, Tensor], config: NPNetConfig) -> None:
+def write(path: str | Path, state: Mapping[str, Tensor], config: NetworkConfig) -> None:
     """Write the project's own form: safetensors with the configuration in the metadata.
 
     Args:
         path: where; written to a temporary name first, then renamed.
-        state: every tensor of `NPNet(config).state_dict()`.
+        state: every tensor of `network_for(config).state_dict()`.
         config: shapes of the network.
 
     Raises:
@@ -157,7 +157,7 @@ def _load_pth(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     return tensors, {}
 
 
-def own_config(path: str | Path) -> NPNetConfig | None:
+def own_config(path: str | Path) -> NetworkConfig | None:
     """Configuration in a checkpoint of the project's own form, without reading its tensors; else None.
 
     Raises:
@@ -174,11 +174,11 @@ def own_config(path: str | Path) -> NPNetConfig | None:
     return _parse_config(path, metadata[FORMAT]) if FORMAT in metadata else None
 
 
-def _parse_config(path: Path, text: str) -> NPNetConfig:
+def _parse_config(path: Path, text: str) -> NetworkConfig:
     try:
         header = json.loads(text)
         version = header["format_version"]
-        config = NPNetConfig.from_dict(header["config"]) if version == FORMAT_VERSION else None
+        config = config_from_dict(header["config"]) if version == FORMAT_VERSION else None
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable metadata ({error})") from error
     if config is None:
@@ -198,9 +198,9 @@ def _require_published(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _shapes(config: NPNetConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in NPNet(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in network_for(config).state_dict().items()}
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -235,10 +235,10 @@ def _model_hint(tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _differences(expected: NPNetConfig, given: NPNetConfig) -> str:
+def _differences(expected: NetworkConfig, given: NetworkConfig) -> str:
     other = given.to_dict()
     return "\n".join(
-        f"  {name}: expected {value}, given {other[name]}"
+        f"  {name}: expected {value}, given {other.get(name)}"
         for name, value in expected.to_dict().items()
-        if value != other[name]
+        if value != other.get(name)
     )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from npnet_runtime.errors import ConfigError
 
 
-def _require_positive_ints(config: object, *skip: str) -> None:
+def require_positive_ints(config: object, *skip: str) -> None:
+    """Refuse a field that is not a positive integer, or a tuple of them.
+
+    Raises:
+        ConfigError: there is one.
+    """
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
         values = value if isinstance(value, tuple) else (value,)
@@ -19,12 +24,20 @@ def _require_positive_ints(config: object, *skip: str) -> None:
             )
 
 
-def _from_dict(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    known = {item.name for item in fields(cls)}
+def fields_from_dict(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a configuration from plain values, without the `kind` that names a kind of network.
+
+    Raises:
+        ConfigError: a field is missing or unknown, or it is of another kind.
+    """
+    kind: str | None = getattr(cls, "kind", None)
+    known = {item.name for item in fields(cls)} | ({"kind"} if kind else set())
     if not isinstance(values, dict) or set(values) != known:
         given = sorted(values) if isinstance(values, dict) else values
         raise ConfigError(f"{cls.__name__}: expected the fields {sorted(known)}, given {given}")
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    if kind and values["kind"] != kind:
+        raise ConfigError(f"{cls.__name__}: expected the kind {kind!r}, given {values['kind']!r}")
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n != "kind"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class SwinConfig:
     mlp_ratio: int = 4
 
     def __post_init__(self) -> None:
-        _require_positive_ints(self)
+        require_positive_ints(self)
         if not self.depths or len(self.depths) != len(self.num_heads):
             raise ConfigError(
                 f"SwinConfig: expected as many num_heads as depths (at least one), "
@@ -114,6 +127,7 @@ class NPNetConfig:
         ConfigError: a field is not positive, or two of them contradict each other.
     """
 
+    kind: ClassVar[str] = "npnet"
     latent_channels: int = 4
     latent_height: int = 128
     latent_width: int = 128
@@ -125,7 +139,7 @@ class NPNetConfig:
     swin: SwinConfig = field(default_factory=SwinConfig)
 
     def __post_init__(self) -> None:
-        _require_positive_ints(self, "swin")
+        require_positive_ints(self, "swin")
         if not isinstance(self.swin, SwinConfig):
             raise ConfigError(f"NPNetConfig.swin: expected a SwinConfig, given {self.swin!r}")
         if self.grid**2 != self.latent_channels:
@@ -166,7 +180,7 @@ class NPNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back, safe for JSON."""
-        return asdict(self)
+        return {"kind": self.kind, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -175,5 +189,5 @@ class NPNetConfig:
         Raises:
             ConfigError: a field is missing, unknown or out of range.
         """
-        plain = _from_dict(cls, values)
-        return cls(**{**plain, "swin": SwinConfig(**_from_dict(SwinConfig, plain["swin"]))})
+        plain = fields_from_dict(cls, values)
+        return cls(**{**plain, "swin": SwinConfig(**fields_from_dict(SwinConfig, plain["swin"]))})

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from npnet_kernels import (
-    SIGN_RULE,
-    KernelError,
-    choose_backend,
-    choose_solver,
-    combine,
-    latent_to_matrix,
-    spectral_correction,
-    svd,
-)
+from npnet_kernels import KernelError, choose_backend
 from npnet_kernels.backends import Backend as Kernels
 from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError, InputError
 from npnet_runtime.inputs import check_noise, check_noise_shape, check_prompt_embeds, check_prompt_shape
+from npnet_runtime.passes import SIGNS, make_pass
 from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens
 from npnet_runtime.resolution import (
     ResolutionPolicy,
@@ -41,24 +32,22 @@ from npnet_runtime.resolution import (
 if TYPE_CHECKING:
     from npnet_runtime.integrations.diffusers import GivenLatents
 
-# What a manifest records -> what `svd` takes.
-SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-is": "as-is"}
-
 
 @dataclass(frozen=True, eq=False)
 class PreparedNoise:
-    """Noise whose spectral half is done; pass it to `GoldenNoise` in place of the noise.
+    """Noise with the work done that needs no prompt; pass it to `GoldenNoise` in place of the noise.
 
     It does not depend on the prompt: prepare a seed once, use it with any prompt.
 
     Args:
         noise: (B, C, H, W), a copy of what was given.
-        spectral: (B, *config.latent_shape) float32, the finished spectral half.
+        spectral: (B, *config.latent_shape) float32, the finished spectral half of an NPNet; None for another
+            kind of network, which can do nothing before the prompt is known.
         engine: digest of the bundle that made it.
     """
 
     noise: Tensor
-    spectral: Tensor
+    spectral: Tensor | None
     engine: str
 
 
@@ -105,7 +94,7 @@ class GoldenNoise:
         self._resolution = resolution
         self.bundle = engine if isinstance(engine, EngineBundle) else EngineBundle.open(engine)
         manifest = self.bundle.manifest
-        if manifest.signs not in SIGNS:
+        if manifest.signs is not None and manifest.signs not in SIGNS:
             raise BundleError(
                 f"{self.bundle.path}: expected a sign rule of {', '.join(SIGNS)}, given {manifest.signs!r}; "
                 f"pip install -U npnet-runtime, or write it again with: {self.bundle.rebuild_command()}"
@@ -121,7 +110,8 @@ class GoldenNoise:
         # On a CPU the SVD keeps one core busy, the prompt half all: side by side they take 3/4 of the time.
         # `prepare` uses the same thread, and so gets the same bits.
         self._worker = ThreadPoolExecutor(thread_name_prefix="npnet") if self.device.type == "cpu" else None
-        self._backend, self._candidates = load_backend(self.bundle, self.device, backend, kernels)
+        loaded, self._candidates = load_backend(self.bundle, self.device, backend, kernels)
+        self._pass = make_pass(loaded, manifest, kernels)
 
     def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor) -> Tensor:
         """Golden noise for a batch of noise and its prompts.
@@ -158,16 +148,9 @@ class GoldenNoise:
             noise = to_network_size(native, config)
             prompt_embeds = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
             repeats = len(noise) // len(prompt_embeds)
-            scale_shift, residual = self._prompt_half(noise, prompt_embeds.repeat_interleave(repeats, dim=0))
-            combined = combine(
-                spectral.spectral if isinstance(spectral, PreparedNoise) else spectral(),
-                noise,
-                scale_shift,
-                residual,
-                text_weight=self.bundle.manifest.text_weight,
-                residual_weight=self.bundle.manifest.residual_weight,
-                backend=self._kernels,
-            )
+            embeds = prompt_embeds.repeat_interleave(repeats, dim=0).float()
+            early = spectral.spectral if isinstance(spectral, PreparedNoise) else spectral()
+            combined = self._pass.golden(early, noise, embeds)
             if noise is not native:
                 combined = native + to_native_size(combined - noise, *native.shape[2:])
             golden.copy_(combined)
@@ -179,7 +162,7 @@ class GoldenNoise:
         return golden
 
     def prepare(self, noise: Tensor) -> PreparedNoise:
-        """Do the half of the work that needs no prompt: the SVD, the spectral head, the reconstruction.
+        """Do the work that needs no prompt: of an NPNet the SVD, the spectral head and the reconstruction.
 
         Args:
             noise: as in a call.
@@ -228,10 +211,11 @@ class GoldenNoise:
         manifest = self.bundle.manifest
         lines = [
             f"{self.bundle.path}: {manifest.model}, {manifest.engine} {manifest.precision}, "
-            f"batches up to {manifest.max_batch}, singular vector signs {manifest.signs}",
+            f"batches up to {manifest.max_batch}"
+            + (f", singular vector signs {manifest.signs}" if manifest.signs else ""),
             *(str(candidate) for candidate in self._candidates),
             f"kernels: {self._chosen_kernels}",
-            str(choose_solver(torch.empty(1, *manifest.config.matrix_shape, device=self.device))),
+            *self._pass.describe(self.device),
             *([f"parity: NOT checked when built: {manifest.unverified}"] if manifest.unverified else []),
             *(
                 f"parity when built: {row.quantity}: {row.statistic} {row.value:.2g}"
@@ -274,37 +258,22 @@ class GoldenNoise:
     def __deepcopy__(self, memo: object) -> GoldenNoise:
         return self  # nothing in it changes, and copies of a pipeline may share an engine
 
-    def _start_spectral(self, noise: Tensor) -> Callable[[], Tensor]:
+    def _start_spectral(self, noise: Tensor) -> Callable[[], Tensor | None]:
         """Begin the spectral half, beside what the caller does next; the result waits for it."""
         if self._worker is not None:
             return self._worker.submit(self._spectral_half, noise).result
         spectral = self._spectral_half(noise)
         return lambda: spectral
 
-    def _spectral_half(self, noise: Tensor) -> Tensor:
+    def _spectral_half(self, noise: Tensor) -> Tensor | None:
         with self._quiet():
-            noise = to_network_size(noise.float(), self.bundle.manifest.config)
-            try:
-                factors = svd(latent_to_matrix(noise), signs=SIGNS[self.bundle.manifest.signs])
-            except KernelError as error:
-                raise InputError(f"noise: no singular value decomposition: {error}") from error
-            f = torch.cat([self._backend.spectral_head(*part) for part in self._chunks(*factors)])
-            return spectral_correction(noise, factors.u, f, factors.vh, backend=self._kernels)
-
-    def _prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> list[Tensor]:
-        parts = [self._backend.prompt_half(*part) for part in self._chunks(noise, prompt_embeds.float())]
-        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+            return self._pass.before_prompt(to_network_size(noise.float(), self.bundle.manifest.config))
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """No gradients, and the precision of the bundle whatever the caller's autocast says."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             yield
-
-    def _chunks(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-        size = self.bundle.manifest.max_batch
-        count = math.ceil(len(tensors[0]) / size)
-        return [tuple(tensor[i * size : (i + 1) * size] for tensor in tensors) for i in range(count)]
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

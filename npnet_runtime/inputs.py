@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import InputError
+from npnet_runtime.networks import NetworkConfig
 from npnet_runtime.prompts import TokenPolicy, check_tokens
 from npnet_runtime.resolution import ResolutionPolicy
 
@@ -18,7 +18,7 @@ PIXELS_PER_LATENT = 8
 
 
 def check_noise(
-    noise: Tensor, config: NPNetConfig, device: torch.device, resolution: ResolutionPolicy = "error"
+    noise: Tensor, config: NetworkConfig, device: torch.device, resolution: ResolutionPolicy = "error"
 ) -> None:
     """Check a batch of initial noise.
 
@@ -40,7 +40,7 @@ def check_noise(
 def check_prompt_embeds(
     prompt_embeds: Tensor,
     batch: int,
-    config: NPNetConfig,
+    config: NetworkConfig,
     device: torch.device,
     tokens: TokenPolicy = "error",
 ) -> None:
@@ -63,7 +63,7 @@ def check_prompt_embeds(
 
 
 def check_noise_shape(
-    shape: tuple[int, ...], config: NPNetConfig, resolution: ResolutionPolicy = "error"
+    shape: tuple[int, ...], config: NetworkConfig, resolution: ResolutionPolicy = "error"
 ) -> None:
     """Check the shape of a batch of noise.
 
@@ -83,7 +83,7 @@ def check_noise_shape(
 
 
 def check_prompt_shape(
-    shape: tuple[int, ...], batch: int, config: NPNetConfig, tokens: TokenPolicy = "error"
+    shape: tuple[int, ...], batch: int, config: NetworkConfig, tokens: TokenPolicy = "error"
 ) -> None:
     """Check the shape of the prompt embeddings for a batch of noise.
 

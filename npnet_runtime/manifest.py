@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import BundleError, ConfigError
+from npnet_runtime.networks import NetworkConfig, config_from_dict
 
 FILENAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "npnet-engine-bundle", 1
@@ -60,7 +61,8 @@ class Manifest:
         precision: of the matrix products; one of `PRECISIONS`.
         float32_parts: what is computed in float32 whatever the precision.
         max_batch: largest batch of one run; more is run in chunks.
-        signs: the rule for the signs of singular vectors (`npnet_kernels.svd`).
+        signs: the rule for the signs of singular vectors (`npnet_kernels.svd`); like the next two of an
+            NPNet, and None of another kind of network.
         text_weight: 2 sigmoid(alpha) - 1.
         residual_weight: beta.
         requires: package -> version condition (`>=1.2`, `==1.2.3` or `~=1.2`) on the machine that loads it.
@@ -78,15 +80,15 @@ class Manifest:
 
     package_version: str
     model: str
-    config: NPNetConfig
+    config: NetworkConfig
     weights: dict[str, Any]
     engine: str
     precision: str
     float32_parts: tuple[str, ...]
     max_batch: int
-    signs: str
-    text_weight: float
-    residual_weight: float
+    signs: str | None
+    text_weight: float | None
+    residual_weight: float | None
     requires: dict[str, str]
     device: str | None
     compute_capabilities: tuple[str, ...]
@@ -99,7 +101,12 @@ class Manifest:
 
     def to_json(self) -> str:
         """Text of `manifest.json`; the same manifest gives the same text."""
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **asdict(self),
+            "config": self.config.to_dict(),
+        }
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -140,7 +147,7 @@ class Manifest:
             manifest = cls(
                 **{
                     **values,
-                    "config": NPNetConfig.from_dict(values["config"]),
+                    "config": config_from_dict(values["config"]),
                     "float32_parts": tuple(values["float32_parts"]),
                     "compute_capabilities": tuple(values["compute_capabilities"]),
                     "files": {name: BundleFile(**entry) for name, entry in values["files"].items()},
@@ -156,12 +163,21 @@ class Manifest:
         manifest._check_values(file)
         return manifest
 
+    def _mixing_problems(self) -> dict[str, tuple[str, bool]]:
+        numbers = {"text_weight": self.text_weight, "residual_weight": self.residual_weight}
+        if not isinstance(self.config, NPNetConfig):
+            return {n: ("null", v is not None) for n, v in {**numbers, "signs": self.signs}.items()}
+        found = {n: ("a finite number", v is None or not math.isfinite(v)) for n, v in numbers.items()}
+        return {**found, "signs": ("a rule", self.signs is None)}
+
     def _check_values(self, file: Path) -> None:
         problems = {
             f"precision: expected one of {', '.join(PRECISIONS)}": self.precision not in PRECISIONS,
             "max_batch: expected 1 or more": self.max_batch < 1,
-            "text_weight: expected a finite number": not math.isfinite(self.text_weight),
-            "residual_weight: expected a finite number": not math.isfinite(self.residual_weight),
+            **{
+                f"{name}: expected {expected}, as the network is of kind {self.config.kind}": wrong
+                for name, (expected, wrong) in self._mixing_problems().items()
+            },
             "files: expected at least one": not self.files,
             # a name must not lead out of the bundle
             "files: expected plain file names": any(Path(name).name != name for name in self.files),

@@ -209,21 +209,9 @@ class NPNet(nn.Module):
         """Weight of the text branch, 2 sigmoid(alpha) - 1."""
         return 2 * torch.sigmoid(self.alpha) - 1
 
-    @classmethod
-    def from_state(cls, config: NPNetConfig, state: dict[str, Tensor]) -> Self:
-        """Build the network around existing weights, without initialising or copying them.
-
-        Args:
-            config: shapes of noise, text and network.
-            state: what `state_dict` of such a network returns; `checkpoint.read` makes one.
-
-        Returns:
-            The network, in eval mode, its parameters frozen.
-        """
-        with torch.device("meta"):
-            network = cls(config)
-        network.load_state_dict(state, assign=True)
-        return network.requires_grad_(False).eval()
+    def parts(self) -> dict[str, nn.Module]:
+        """The module behind each of the engine's graphs; see `npnet_runtime.graphs`."""
+        return {"spectral_head": self.spectral_head, "prompt_half": self.prompt_half}
 
     def to_precision(self, dtype: torch.dtype) -> Self:
         """Convert the matrix products of both halves to float16 or bfloat16, in place.

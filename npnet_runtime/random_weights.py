@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npnet_runtime.config import NPNetConfig
-from npnet_runtime.network import NPNet
+from npnet_runtime.networks import NetworkConfig, network_for
 
 ALPHA, BETA = 0.7, 0.05
 
 
-def random_state(config: NPNetConfig, seed: int) -> dict[str, Tensor]:
-    """A state dict of `NPNet(config)` that depends on the seed and each tensor's name and shape only.
+def random_state(config: NetworkConfig, seed: int) -> dict[str, Tensor]:
+    """A state dict of a network that depends on the seed and each tensor's name and shape only.
 
     Args:
         config: shapes of the network.
@@ -38,7 +37,7 @@ def random_state(config: NPNetConfig, seed: int) -> dict[str, Tensor]:
 
 
 def scaled_state(
-    config: NPNetConfig, draw: Callable[[str, tuple[int, ...]], np.ndarray]
+    config: NetworkConfig, draw: Callable[[str, tuple[int, ...]], np.ndarray]
 ) -> dict[str, Tensor]:
     """Scale standard normal draws as the weights of the parity fixture are.
 
@@ -47,8 +46,9 @@ def scaled_state(
         draw: (name, shape) -> standard normal float32 values of that shape.
     """
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in NPNet(config).state_dict().items()}
-    state: dict[str, Tensor] = {"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)}
+        shapes = {name: tuple(tensor.shape) for name, tensor in network_for(config).state_dict().items()}
+    mixing = {"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)}
+    state: dict[str, Tensor] = {name: value for name, value in mixing.items() if name in shapes}
     for name, shape in shapes.items():
         if name in state:
             continue

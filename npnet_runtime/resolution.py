@@ -29,8 +29,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import InputError
+from npnet_runtime.networks import NetworkConfig
 
 ResolutionPolicy = Literal["error", "transfer"]
 FILL_SEED = 0
@@ -48,7 +48,7 @@ def check_resolution_policy(policy: str) -> None:
         )
 
 
-def to_network_size(noise: Tensor, config: NPNetConfig) -> Tensor:
+def to_network_size(noise: Tensor, config: NetworkConfig) -> Tensor:
     """White noise of the network's size that is made from white noise of any size.
 
     Args:
@@ -107,7 +107,7 @@ def _averages(cells: int, places: int) -> Tensor:
     return (u @ vh).float()
 
 
-def _fill(config: NPNetConfig, axis: int, noise: Tensor) -> Tensor:
+def _fill(config: NetworkConfig, axis: int, noise: Tensor) -> Tensor:
     """Fixed white noise for what a smaller plane cannot say; nobody's generator is touched."""
     shape = [1, *noise.shape[1:]]
     shape[axis] = config.latent_shape[axis - 1]

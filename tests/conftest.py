@@ -13,6 +13,7 @@ from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, NPNet, NPNetConfig, checkpoint
 from npnet_runtime.models import MODELS
+from npnet_runtime.networks import network_from_state
 from npnet_runtime.random_weights import random_state
 from support.networks import DATA, SMALL, parity_draw, parity_state
 from support.published_files import write_pth
@@ -44,7 +45,7 @@ def fixture() -> dict[str, Tensor]:
 def sdxl_network() -> NPNet:
     """The SDXL network with the fixture's weights."""
     config = MODELS["sdxl"].config
-    return NPNet.from_state(config, parity_state(config))
+    return network_from_state(config, parity_state(config))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +78,7 @@ def small_state() -> dict[str, Tensor]:
 @pytest.fixture(scope="session")
 def small_network(small_state: dict[str, Tensor]) -> NPNet:
     """The small network."""
-    return NPNet.from_state(SMALL, small_state)
+    return network_from_state(SMALL, small_state)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""AOTInductor engines: the two halves exported, compiled to machine code, packaged."""
+"""AOTInductor engines: the graphs exported, compiled to machine code, packaged."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from npnet_export.errors import ExportError
 from npnet_export.request import Binding, BuildRequest
 from npnet_kernels import text_affine
-from npnet_runtime.backends.aoti_backend import PROMPT_HALF, SPECTRAL_HEAD
+from npnet_runtime.backends.aoti_backend import SUFFIX
 from npnet_runtime.backends.machine import cuda_capabilities, this_platform
-from npnet_runtime.network import NPNet, PromptHalf
+from npnet_runtime.graphs import graphs
+from npnet_runtime.network import PromptHalf
+from npnet_runtime.networks import network_from_state
 
 # Freezing evaluates what depends on weights only (the folded patch embedding, the score biases) and on a
 # CPU lays the weights out for its matrix products: twice as fast there.
@@ -37,7 +39,7 @@ class _PromptHalf(nn.Module):
 
 
 def write_aoti(request: BuildRequest) -> Binding:
-    """Write `spectral_head.pt2` and `prompt_half.pt2` for the device of the request.
+    """Write one package for each graph of the network, for the device of the request.
 
     Inputs and outputs are float32, with a batch from 1 to `max_batch`.
 
@@ -45,16 +47,14 @@ def write_aoti(request: BuildRequest) -> Binding:
         ExportError: there is no C++ compiler, or it or Inductor failed.
     """
     config, device = request.network.config, request.device
-    (rows, columns), k = config.matrix_shape, config.num_singular_values
-    network = NPNet.from_state(config, request.network.state_dict()).to(device)
-    halves: dict[str, tuple[nn.Module, tuple[tuple[int, ...], ...]]] = {
-        SPECTRAL_HEAD: (network.spectral_head, ((rows, k), (k,), (k, columns))),
-        PROMPT_HALF: (_PromptHalf(network.prompt_half), (config.latent_shape, config.text_shape)),
-    }
+    network = network_from_state(config, request.network.state_dict()).to(device)
     with _own_cache(), request.on_device():
-        for name, (module, shapes) in halves.items():
-            request.stage(f"compiling {name} for {device}")
-            _compile(module.eval(), shapes, request.max_batch, device, request.folder / name)
+        for name, part in network.parts().items():
+            module = _PromptHalf(part) if isinstance(part, PromptHalf) else part
+            file = name + SUFFIX
+            request.stage(f"compiling {file} for {device}")
+            shapes = tuple(graphs(config)[name].inputs.values())
+            _compile(module.eval(), shapes, request.max_batch, device, request.folder / file)
     requires = {"torch": f"=={torch.__version__.partition('+')[0]}"}
     platform = this_platform()
     if device.type == "cuda":

@@ -22,6 +22,7 @@ from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
 from npnet_runtime.golden import resolve_device
 from npnet_runtime.manifest import Manifest, ParityRow
 from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network, network_for
 
 SIGN_RULES = {"canonical": SIGN_RULE, "as-is": "as-is"}
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -63,7 +64,7 @@ class ExportSettings:
         if config is None:
             return 0
         with torch.device("meta"):
-            count = sum(parameter.numel() for parameter in NPNet(config).parameters())
+            count = sum(parameter.numel() for parameter in network_for(config).parameters())
         return round(count * _BYTES[self.precision] * 1.02)
 
 
@@ -139,7 +140,7 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
 
 
 def _manifest(
-    settings: ExportSettings, network: NPNet, weights: dict[str, Any], binding: Binding
+    settings: ExportSettings, network: Network, weights: dict[str, Any], binding: Binding
 ) -> Manifest:
     return Manifest(
         package_version=__version__,
@@ -148,11 +149,9 @@ def _manifest(
         weights=weights,
         engine=settings.engine,
         precision=settings.precision,
-        float32_parts=float32_parts(settings.precision),
+        float32_parts=float32_parts(network, settings.precision),
         max_batch=settings.max_batch,
-        signs=SIGN_RULES[settings.signs],
-        text_weight=float(network.text_weight),
-        residual_weight=float(network.beta),
+        **_mixing(settings, network),
         **asdict(binding),
         build_options=settings.options.given(),
         files={},
@@ -160,6 +159,16 @@ def _manifest(
         parity=(),
         unverified=None,
     )
+
+
+def _mixing(settings: ExportSettings, network: Network) -> dict[str, Any]:
+    if not isinstance(network, NPNet):
+        return {"signs": None, "text_weight": None, "residual_weight": None}
+    return {
+        "signs": SIGN_RULES[settings.signs],
+        "text_weight": float(network.text_weight),
+        "residual_weight": float(network.beta),
+    }
 
 
 def environment() -> dict[str, Any]:

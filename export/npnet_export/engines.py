@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 
 from npnet_export.errors import ExportError
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
+from npnet_runtime import network as npnet
+from npnet_runtime import prompt_attention
 from npnet_runtime.backends.machine import cuda_capabilities
 from npnet_runtime.backends.selection import runs_on
 from npnet_runtime.backends.torch_backend import DTYPES, WEIGHTS
-from npnet_runtime.network import FLOAT32_PARTS, NPNet
+from npnet_runtime.networks import Network, network_from_state
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,16 @@ ENGINES: dict[str, EngineKind] = {
 }
 
 
-def in_precision(network: NPNet, precision: str) -> NPNet:
-    """A copy of a float32 network with its products in another precision (see `NPNet.to_precision`)."""
-    return NPNet.from_state(network.config, network.state_dict()).to_precision(DTYPES[precision])
+def in_precision(network: Network, precision: str) -> Network:
+    """A copy of a float32 network with its products in another precision (see its `to_precision`)."""
+    return network_from_state(network.config, network.state_dict()).to_precision(DTYPES[precision])
 
 
-def float32_parts(precision: str) -> tuple[str, ...]:
+def float32_parts(network: Network, precision: str) -> tuple[str, ...]:
     """What stays float32, for the manifest."""
-    return ("everything",) if precision == "fp32" else FLOAT32_PARTS
+    if precision == "fp32":
+        return ("everything",)
+    return npnet.FLOAT32_PARTS if isinstance(network, npnet.NPNet) else prompt_attention.FLOAT32_PARTS
 
 
 def check_engine(

@@ -24,8 +24,8 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
         "float32": ", ".join(manifest.float32_parts),
         "noise": f"(1-{manifest.max_batch}, {', '.join(map(str, config.latent_shape))})",
         "prompt": f"(batch, {config.text_tokens}, {config.text_dim})",
-        "signs": manifest.signs,
-        "mixing": f"text {manifest.text_weight:.6g}, residual {manifest.residual_weight:.6g}",
+        "network": config.kind,
+        **_mixing(manifest),
         "weights": ", ".join(f"{key} {value}" for key, value in manifest.weights.items()),
         "needs": ", ".join(f"{name} {condition}" for name, condition in manifest.requires.items()),
         "runs on": _runs_on(manifest),
@@ -56,6 +56,13 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
         files.add_row(name, f"{entry.bytes / 1e6:.1f}", entry.sha256[:16] + "...", state)
     console.print(files)
     return intact
+
+
+def _mixing(manifest: Manifest) -> dict[str, str]:
+    if manifest.signs is None:
+        return {}
+    weights = f"text {manifest.text_weight:.6g}, residual {manifest.residual_weight:.6g}"
+    return {"signs": manifest.signs, "mixing": weights}
 
 
 def _runs_on(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""The two ONNX graphs of an engine: traced, stripped of what differs from run to run, checked, saved."""
+"""The ONNX graphs of an engine: traced, stripped of what differs from run to run, checked, saved."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from npnet_export.errors import ExportError
-from npnet_runtime.backends.onnxruntime_backend import PROMPT_HALF, SPECTRAL_HEAD
-from npnet_runtime.network import NPNet
+from npnet_runtime.backends.onnxruntime_backend import SUFFIX
+from npnet_runtime.graphs import graphs
+from npnet_runtime.networks import Network
 
 if TYPE_CHECKING:
     import onnx
@@ -25,8 +26,8 @@ OPSET = 21  # the first at which GroupNormalization is exported whole
 FOLD_LIMIT = 512
 
 
-def write_graphs(network: NPNet, folder: Path) -> None:
-    """Write `spectral_head.onnx` and `prompt_half.onnx`, with a dynamic batch.
+def write_graphs(network: Network, folder: Path) -> None:
+    """Write every graph of the network, with a dynamic batch.
 
     All inputs and outputs are float32; the precision of the products is that of the network's weights.
 
@@ -37,23 +38,11 @@ def write_graphs(network: NPNet, folder: Path) -> None:
     Raises:
         ExportError: onnx or onnxscript is missing, or a graph fails ONNX's own check.
     """
-    config = network.config
-    (rows, columns), k, batch = (
-        config.matrix_shape,
-        config.num_singular_values,
-        2,
-    )  # export specialises 0 and 1
-    factors = {
-        "u": torch.zeros(batch, rows, k),
-        "s": torch.zeros(batch, k),
-        "vh": torch.zeros(batch, k, columns),
-    }
-    _write(network.spectral_head, factors, ["f"], folder / SPECTRAL_HEAD)
-    inputs = {
-        "noise": torch.zeros(batch, *config.latent_shape),
-        "prompt_embeds": torch.zeros(batch, *config.text_shape),
-    }
-    _write(network.prompt_half, inputs, ["scale_shift", "residual"], folder / PROMPT_HALF)
+    parts = network.parts()
+    for name, graph in graphs(network.config).items():
+        # a batch of 2, because export specialises 0 and 1
+        inputs = {tensor: torch.zeros(2, *shape) for tensor, shape in graph.inputs.items()}
+        _write(parts[name], inputs, list(graph.outputs), folder / (name + SUFFIX))
 
 
 def _write(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:

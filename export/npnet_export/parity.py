@@ -9,10 +9,12 @@ from npnet_export.errors import ParityError
 from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_kernels.linalg.choice import Solver
 from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import InputError
-from npnet_runtime.golden import SIGNS, GoldenNoise
+from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.manifest import ParityRow
-from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network
+from npnet_runtime.passes import SIGNS
 
 # Largest error of golden noise against float32 PyTorch with the same factors, in units of the noise's
 # standard deviation. fp32: two orders of summation differ by 1e-5 over the 157,696-wide text sum.
@@ -32,7 +34,7 @@ def difference(statistic: str, given: Tensor, expected: Tensor) -> float:
 
 
 def compare(
-    bundle: EngineBundle, network: NPNet, device: torch.device, samples: int = SAMPLES
+    bundle: EngineBundle, network: Network, device: torch.device, samples: int = SAMPLES
 ) -> tuple[ParityRow, ...]:
     """Run the bundle through `GoldenNoise` and compare it with the network on fresh noises.
 
@@ -60,11 +62,13 @@ def compare(
     statistic, tolerance = TOLERANCES[manifest.precision]
     inputs = f"{samples} noises, seeds 0-{samples - 1}"
     rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, expected), tolerance)]
+    if not isinstance(network.config, NPNetConfig):
+        return tuple(rows)
     # How much of golden noise is the choice of signs, and of the SVD routine: told, not judged.
     other = "as-is" if manifest.signs == SIGN_RULE else SIGN_RULE
-    height, width = manifest.config.matrix_shape
+    height, width = network.config.matrix_shape
     another: Solver = "gram" if height == width else "torch"  # `gram` takes square matrices
-    variants: tuple[tuple[str, Solver, str], ...] = (
+    variants: tuple[tuple[str, Solver, str | None], ...] = (
         (f"float32 network, signs {other}", "lapack", other),
         (f"float32 network, SVD by {another}", another, manifest.signs),
     )
@@ -74,7 +78,7 @@ def compare(
     return tuple(rows)
 
 
-def fresh_inputs(network: NPNet, samples: int, first_seed: int = 0) -> tuple[Tensor, Tensor]:
+def fresh_inputs(network: Network, samples: int, first_seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noise and prompt embeddings from one seed after another, without touching the global generator."""
     pairs = []
     for seed in range(first_seed, first_seed + samples):
@@ -85,7 +89,11 @@ def fresh_inputs(network: NPNet, samples: int, first_seed: int = 0) -> tuple[Ten
     return torch.stack(noises), torch.stack(prompts)
 
 
-def reference(network: NPNet, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str) -> Tensor:
-    """Golden noise of the float32 network, with the factors by one solver and one rule for the signs."""
+def reference(
+    network: Network, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str | None
+) -> Tensor:
+    """Golden noise of the float32 network; of an NPNet by one solver and one rule for the signs."""
     with torch.inference_mode():
+        if signs is None:
+            return network(noise, prompt_embeds)
         return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from npnet_export.errors import ExportError
-from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BuildRequest:
         stage: told what happens next.
     """
 
-    network: NPNet
+    network: Network
     folder: Path
     precision: str
     device: torch.device

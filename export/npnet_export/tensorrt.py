@@ -19,13 +19,14 @@ from npnet_export.request import Binding, BuilderOptions, BuildRequest
 from npnet_export.tensorrt_cache import read_timing_cache, timing_cache_path, write_timing_cache
 from npnet_export.tensorrt_monitor import new_monitor
 from npnet_runtime.backends.machine import cuda_capabilities, this_platform
-from npnet_runtime.backends.tensorrt_module import PROMPT_HALF, SPECTRAL_HEAD, import_tensorrt, new_log
+from npnet_runtime.backends.onnxruntime_backend import SUFFIX as ONNX
+from npnet_runtime.backends.tensorrt_module import SUFFIX, import_tensorrt, new_log
+from npnet_runtime.graphs import graphs
 
 BUILD_LOG = "build.log"
 # What TensorRT for RTX builds for if it is not told: every kind of GPU from Ampere on.
 RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0")
 FLOAT32_LAYERS = ("NORMALIZATION", "SOFTMAX")
-_GRAPHS = {"spectral_head.onnx": SPECTRAL_HEAD, "prompt_half.onnx": PROMPT_HALF}
 
 
 def check_tensorrt(engine: str, options: BuilderOptions, max_batch: int, device: torch.device) -> None:
@@ -61,7 +62,7 @@ def targets(engine: str, options: BuilderOptions, device: torch.device) -> tuple
 
 
 def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
-    """Write `spectral_head.engine`, `prompt_half.engine` and `build.log`.
+    """Write one engine for each graph of the network, and `build.log`.
 
     Inputs and outputs are float32, the batch 1 to `max_batch`; the engine is tuned for `opt_batch`.
 
@@ -79,8 +80,9 @@ def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
     try:
         with tempfile.TemporaryDirectory(prefix="npnet-onnx-") as folder:
             write_graphs(request.network, Path(folder))
-            for graph, name in _GRAPHS.items():
-                content = (Path(folder) / graph).read_bytes()
+            for graph in graphs(request.network.config):
+                name = graph + SUFFIX
+                content = (Path(folder) / (graph + ONNX)).read_bytes()
                 monitor = new_monitor(trt, name, request.stage)
                 work = partial(_build, trt, log, engine, name, content, request, capabilities, monitor)
                 (request.folder / name).write_bytes(_interruptibly(work, monitor))

@@ -17,7 +17,7 @@ from npnet_runtime.files import atomic_file
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.manifest import FILENAME, ParityRow
 from npnet_runtime.models import MODELS
-from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network, network_from_state
 from npnet_runtime.random_weights import random_state
 
 FIRST_SEED = 1000  # an export compares the seeds from 0 on
@@ -100,7 +100,7 @@ class Verification:
 
 
 def verify(
-    bundle: EngineBundle, network: NPNet, device: torch.device, samples: int, first_seed: int = FIRST_SEED
+    bundle: EngineBundle, network: Network, device: torch.device, samples: int, first_seed: int = FIRST_SEED
 ) -> Verification:
     """Compare a bundle, loaded as a user would load it, with the network.
 
@@ -125,7 +125,7 @@ def verify(
 
 def reference_network(
     bundle: EngineBundle, source: str | None, random_seed: int | None, *, offline: bool = False
-) -> NPNet:
+) -> Network:
     """The float32 network with the weights that a bundle was made from.
 
     Args:
@@ -143,7 +143,7 @@ def reference_network(
     if source is None and random_seed is None:
         source, random_seed = wanted.get("source"), wanted.get("random_seed")
     if random_seed is not None:
-        network = NPNet.from_state(manifest.config, random_state(manifest.config, random_seed))
+        network = network_from_state(manifest.config, random_state(manifest.config, random_seed))
         given: object = random_seed
     else:
         request = WeightsRequest(MODELS.get(manifest.model), source, offline=offline)

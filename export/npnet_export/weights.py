@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from npnet_runtime import checkpoint
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import CheckpointError
 from npnet_runtime.hub import download, looks_like_hub_id, split_hub_id
 from npnet_runtime.models import ModelSpec
-from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network, NetworkConfig, network_from_state
 from npnet_runtime.random_weights import random_state
 
 
@@ -42,7 +41,7 @@ class WeightsRequest:
             return f"the file {self.source}"
         return f"{self.source} on the Hugging Face hub"
 
-    def load(self) -> tuple[NPNet, dict[str, Any]]:
+    def load(self) -> tuple[Network, dict[str, Any]]:
         """The float32 network, and what the manifest says of its weights.
 
         Raises:
@@ -51,7 +50,7 @@ class WeightsRequest:
         """
         config = self.config()
         if self.random_seed is not None and config is not None:
-            network = NPNet.from_state(config, random_state(config, self.random_seed))
+            network = network_from_state(config, random_state(config, self.random_seed))
             return network, {"source": "random", "random_seed": self.random_seed}
         read = checkpoint.read(self._fetch(), config)
         source = self.source
@@ -68,7 +67,7 @@ class WeightsRequest:
         if self._is_path() and not Path(str(self.source)).expanduser().is_file():
             raise CheckpointError(f"{self.source}: expected a checkpoint file, found no such file")
 
-    def config(self) -> NPNetConfig | None:
+    def config(self) -> NetworkConfig | None:
         """Shapes of the network, where they are known before the weights are fetched.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The AOTInductor back end: the two halves compiled ahead of time by `torch.export` and Inductor."""
+"""The AOTInductor back end: the graphs compiled ahead of time by `torch.export` and Inductor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
+from npnet_runtime.graphs import graphs
 
-SPECTRAL_HEAD, PROMPT_HALF = "spectral_head.pt2", "prompt_half.pt2"
+SUFFIX = ".pt2"
 
 
 class AotiBackend:
-    """Runs the two packages. Nothing is compiled here, and Inductor's Python is not even imported.
+    """Runs the packages. Nothing is compiled here, and Inductor's Python is not even imported.
 
     On CUDA the work is queued on the caller's current stream.
 
@@ -34,17 +35,12 @@ class AotiBackend:
         # The package's own bookkeeping of concurrent calls makes the host wait for the GPU and cannot be
         # captured in a graph. Without it, one thread at a time may add its work.
         self._lock = threading.Lock()
-        self._spectral_head = self._load(bundle, SPECTRAL_HEAD)
-        self._prompt_half = self._load(bundle, PROMPT_HALF)
+        self._packages = {name: self._load(bundle, name + SUFFIX) for name in graphs(bundle.manifest.config)}
 
-    def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
+    def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        return self._run(self._spectral_head, u, s, vh)[0]
-
-    def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Backend`."""
-        scale_shift, residual = self._run(self._prompt_half, noise, prompt_embeds)
-        return scale_shift, residual
+        with self._lock:
+            return tuple(self._packages[graph].boxed_run([tensor.contiguous() for tensor in inputs]))
 
     def _load(self, bundle: EngineBundle, name: str) -> Any:
         # `aoti_load_package` wraps this class, imports all of Inductor (seconds), and parses the names of
@@ -65,7 +61,3 @@ class AotiBackend:
             ) from error
         finally:
             os.unlink(path)
-
-    def _run(self, package: Any, *inputs: Tensor) -> list[Tensor]:
-        with self._lock:
-            return package.boxed_run([tensor.contiguous() for tensor in inputs])

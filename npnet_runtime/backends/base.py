@@ -7,9 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from npnet_runtime.graphs import Graph
+
 
 class Backend(Protocol):
-    """Runs the two graphs of a bundle on one device. Safe to call from several threads.
+    """Runs the graphs of a bundle on one device. Safe to call from several threads.
 
     Tensors in and out are contiguous float32 on `device`; on CUDA the work is ordered after what the
     caller queued on its current stream, and before what it queues next.
@@ -17,8 +19,18 @@ class Backend(Protocol):
 
     device: torch.device
 
-    def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
-        """(B, rows, k), (B, k), (B, k, columns) -> corrections f (B, k); see `network.SpectralHead`."""
+    def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run one graph.
 
-    def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), (B, tokens, width) -> scale_shift, residual; see `network.PromptHalf`."""
+        Args:
+            graph: a name of `npnet_runtime.graphs`.
+            inputs: in the order and of the shapes given there, behind a batch.
+
+        Returns:
+            Its outputs, in that order.
+        """
+
+
+def empty_outputs(graph: Graph, like: Tensor) -> dict[str, Tensor]:
+    """Room for the outputs of a graph, of the batch of one of its inputs."""
+    return {name: like.new_empty(len(like), *shape) for name, shape in graph.outputs.items()}

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npnet_runtime.backends.base import empty_outputs
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
+from npnet_runtime.graphs import Graph, graphs
 
-SPECTRAL_HEAD, PROMPT_HALF = "spectral_head.onnx", "prompt_half.onnx"
+SUFFIX = ".onnx"
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 _QUIET = 3  # errors only: the session's warnings are about nodes it places by design
 
 
 class OnnxRuntimeBackend:
-    """Runs the two ONNX graphs with tensors bound in place.
+    """Runs the ONNX graphs with tensors bound in place.
 
     On CUDA the sessions own one stream: it waits for the caller's current stream, and the caller's
     waits for it, so no call blocks the host.
@@ -41,32 +43,20 @@ class OnnxRuntimeBackend:
         # One stream's work is in order only if one thread at a time adds to it.
         self._lock = threading.Lock() if self._stream else nullcontext()
         self._ort = onnxruntime
-        self._manifest = bundle.manifest
-        self._spectral_head = self._session(bundle, SPECTRAL_HEAD, ("u", "s", "vh"), ("f",))
-        self._prompt_half = self._session(
-            bundle, PROMPT_HALF, ("noise", "prompt_embeds"), ("scale_shift", "residual")
-        )
+        self._graphs = graphs(bundle.manifest.config)
+        self._sessions = {
+            name: self._session(bundle, name + SUFFIX, graph) for name, graph in self._graphs.items()
+        }
 
-    def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
+    def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        f = torch.empty_like(s)
-        self._run(self._spectral_head, {"u": u, "s": s, "vh": vh}, {"f": f})
-        return f
+        outputs = empty_outputs(self._graphs[graph], inputs[0])
+        named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
+        self._run(self._sessions[graph], named, outputs)
+        return tuple(outputs.values())
 
-    def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Backend`."""
-        config, batch = self._manifest.config, len(noise)
-        n = config.swin.feature_size
-        scale_shift = noise.new_empty(batch, 2 * config.latent_channels)
-        residual = noise.new_empty(batch, config.latent_channels, n, config.latent_width)
-        outputs = {"scale_shift": scale_shift, "residual": residual}
-        self._run(self._prompt_half, {"noise": noise, "prompt_embeds": prompt_embeds}, outputs)
-        return scale_shift, residual
-
-    def _session(
-        self, bundle: EngineBundle, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
-    ) -> Any:
-        graph = bundle.read(name)
+    def _session(self, bundle: EngineBundle, name: str, graph: Graph) -> Any:
+        content = bundle.read(name)
         options = self._ort.SessionOptions()
         options.log_severity_level = _QUIET
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -77,13 +67,14 @@ class OnnxRuntimeBackend:
             cuda = {"device_id": self.device.index, "user_compute_stream": str(self._stream.cuda_stream)}
             provider = ("CUDAExecutionProvider", cuda)
         try:
-            session = self._ort.InferenceSession(graph, options, providers=[provider])
+            session = self._ort.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise BundleError(f"{bundle.path / name}: ONNX Runtime cannot load it: {error}") from error
         given = [(item.name, item.type) for item in (*session.get_inputs(), *session.get_outputs())]
-        if given != [(tensor, "tensor(float)") for tensor in (*inputs, *outputs)]:
+        if given != [(tensor, "tensor(float)") for tensor in (*graph.inputs, *graph.outputs)]:
             raise BundleError(
-                f"{bundle.path / name}: expected float inputs {inputs} and outputs {outputs}, given {given}"
+                f"{bundle.path / name}: expected float inputs {tuple(graph.inputs)} and outputs "
+                f"{tuple(graph.outputs)}, given {given}"
             )
         wanted = provider if isinstance(provider, str) else provider[0]
         if session.get_providers()[0] != wanted:

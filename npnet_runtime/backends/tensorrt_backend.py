@@ -12,22 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npnet_runtime.backends.tensorrt_module import (
-    INPUTS,
-    MODULES,
-    PROMPT_HALF,
-    SPECTRAL_HEAD,
-    import_tensorrt,
-    new_log,
-)
+from npnet_runtime.backends.base import empty_outputs
+from npnet_runtime.backends.tensorrt_module import MODULES, SUFFIX, import_tensorrt, new_log
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
+from npnet_runtime.graphs import graphs
 
 MAX_CONTEXTS = 4  # calls in flight at once; each context holds the activations of a whole batch
 
 
 class TensorRTBackend:
-    """Runs the two engines of a bundle on a CUDA device.
+    """Runs the engines of a bundle on a CUDA device.
 
     The work is ordered on the caller's current stream and does not block the host, except that a call
     waits for its turn where `MAX_CONTEXTS` others are being queued.
@@ -43,48 +38,31 @@ class TensorRTBackend:
 
     def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
         self.device = device
-        self._config = bundle.manifest.config
         trt = import_tensorrt(bundle.manifest.engine)
         self._log = new_log(trt)
         self._runtime = trt.Runtime(self._log)
         # A version-compatible engine brings its own runtime along; its sha256 is checked like all others.
         self._runtime.engine_host_code_allowed = "--version-compatible" in bundle.manifest.build_options
-        config = self._config
-        (rows, columns), k = config.matrix_shape, config.num_singular_values
+        self._graphs = graphs(bundle.manifest.config)
         with torch.cuda.device(device):
-            self._spectral_head = self._load(
-                trt, bundle, SPECTRAL_HEAD, {"u": (rows, k), "s": (k,), "vh": (k, columns)}
-            )
-            self._prompt_half = self._load(
-                trt, bundle, PROMPT_HALF, {"noise": config.latent_shape, "prompt_embeds": config.text_shape}
-            )
+            self._engines = {name: self._load(trt, bundle, name) for name in self._graphs}
 
-    def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
+    def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        f = torch.empty_like(s)
-        self._spectral_head.run({"u": u, "s": s, "vh": vh}, {"f": f})
-        return f
+        outputs = empty_outputs(self._graphs[graph], inputs[0])
+        named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
+        self._engines[graph].run(named, outputs)
+        return tuple(outputs.values())
 
-    def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Backend`."""
-        config, batch = self._config, len(noise)
-        n = config.swin.feature_size
-        scale_shift = noise.new_empty(batch, 2 * config.latent_channels)
-        residual = noise.new_empty(batch, config.latent_channels, n, config.latent_width)
-        outputs = {"scale_shift": scale_shift, "residual": residual}
-        self._prompt_half.run({"noise": noise, "prompt_embeds": prompt_embeds}, outputs)
-        return scale_shift, residual
-
-    def _load(
-        self, trt: ModuleType, bundle: EngineBundle, name: str, shapes: Mapping[str, tuple[int, ...]]
-    ) -> _Engine:
+    def _load(self, trt: ModuleType, bundle: EngineBundle, graph: str) -> _Engine:
+        name = graph + SUFFIX
         engine = self._runtime.deserialize_cuda_engine(bundle.read(name))
         if engine is None:
             raise BundleError(
                 f"{bundle.path / name}: {MODULES[bundle.manifest.engine]} {trt.__version__} cannot load it:\n"
                 f"{self._log.tail()}\nwrite it again with: {bundle.rebuild_command()}"
             )
-        check_profile(bundle, name, engine, shapes)
+        check_profile(bundle, name, engine, self._graphs[graph].inputs)
         return _Engine(trt, engine, self._log, self.device)
 
 
@@ -97,17 +75,17 @@ def check_profile(
         bundle: of the engine.
         name: of the engine's file.
         engine: an `ICudaEngine`.
-        shapes: of each input, without the batch.
+        shapes: of each input, in order, without the batch.
 
     Raises:
         BundleError: an input is missing, or its profile is of other shapes or smaller batches.
     """
     present = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    for tensor in INPUTS[name]:
-        wanted = (1, *shapes[tensor]), (bundle.manifest.max_batch, *shapes[tensor])
+    for tensor, shape in shapes.items():
+        wanted = (1, *shape), (bundle.manifest.max_batch, *shape)
         if tensor in present:
-            smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor, 0))
-            same = smallest[1:] == largest[1:] == shapes[tensor]
+            smallest, _, largest = (tuple(found) for found in engine.get_tensor_profile_shape(tensor, 0))
+            same = smallest[1:] == largest[1:] == shape
             if same and smallest[0] <= 1 and largest[0] >= bundle.manifest.max_batch:
                 continue
             found = f"{smallest} to {largest}"

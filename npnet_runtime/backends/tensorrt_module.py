@@ -11,8 +11,7 @@ from npnet_runtime.errors import BackendError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
-SPECTRAL_HEAD, PROMPT_HALF = "spectral_head.engine", "prompt_half.engine"
-INPUTS = {SPECTRAL_HEAD: ("u", "s", "vh"), PROMPT_HALF: ("noise", "prompt_embeds")}
+SUFFIX = ".engine"
 _TAIL = 8
 
 

@@ -11,14 +11,15 @@ from npnet_kernels import text_affine
 from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
-from npnet_runtime.network import NPNet
+from npnet_runtime.network import PromptHalf
+from npnet_runtime.networks import network_for, network_from_state
 
 WEIGHTS = "weights.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchBackend:
-    """Runs `NPNet` eagerly, in the precision its weights are stored in.
+    """Runs the network eagerly, in the precision its weights are stored in.
 
     Args:
         bundle: of the engine `torch`.
@@ -35,26 +36,25 @@ class TorchBackend:
         try:
             state = load(bundle.read(WEIGHTS))
             _check_dtypes(state, bundle)
-            network = NPNet.from_state(bundle.manifest.config, state)
+            network = network_from_state(bundle.manifest.config, state)
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"{bundle.path / WEIGHTS} does not fit the manifest: {error}") from error
-        self.network = network.to(device)
+        self._parts = network.to(device).parts()
 
-    def spectral_head(self, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
+    def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        return self.network.spectral_head(u, s, vh)
-
-    def prompt_half(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Backend`."""
-        half = self.network.prompt_half
-        affine = half.text_affine
-        scale_shift = text_affine(prompt_embeds, affine.weight, affine.bias, backend=self._kernels)
-        return scale_shift, half.residual(noise, scale_shift)
+        part = self._parts[graph]
+        if isinstance(part, PromptHalf):
+            noise, prompt_embeds = inputs
+            affine = part.text_affine
+            scale_shift = text_affine(prompt_embeds, affine.weight, affine.bias, backend=self._kernels)
+            return scale_shift, part.residual(noise, scale_shift)
+        return (part(*inputs),)
 
 
 def _check_dtypes(state: dict[str, Tensor], bundle: EngineBundle) -> None:
     with torch.device("meta"):
-        network = NPNet(bundle.manifest.config).float().to_precision(DTYPES[bundle.manifest.precision])
+        network = network_for(bundle.manifest.config).float().to_precision(DTYPES[bundle.manifest.precision])
     for name, expected in network.state_dict().items():
         if name in state and state[name].dtype != expected.dtype:
             raise BundleError(

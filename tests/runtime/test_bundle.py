@@ -102,7 +102,7 @@ def test_file_damaged(copied: Path, damage: str) -> None:
         (lambda m: m.update(built_with=[]), BundleError, "built_with: expected dict"),
         (lambda m: m.update(float32_parts=[1]), BundleError, "float32_parts: expected tuple"),
         (lambda m: m.update(text_weight="a"), BundleError, "text_weight: expected float"),
-        (lambda m: m.update(residual_weight=None), BundleError, "residual_weight: expected float"),
+        (lambda m: m.update(residual_weight=None), BundleError, "residual_weight: expected a finite number"),
         (lambda m: m.update(text_weight=float("nan")), BundleError, "finite number"),
         (lambda m: m.update(max_batch=True), BundleError, "max_batch: expected int"),
         (lambda m: m["parity"][0].update(value="d"), BundleError, "parity: value: expected float"),

@@ -51,7 +51,7 @@ class TestFullSize:
     ) -> None:
         """All but the SVD, which is replaced by what the original found."""
         factors = SVD(fixture["U"], fixture["s"], fixture["Vh"])
-        monkeypatch.setattr("npnet_runtime.golden.svd", lambda matrix, signs: factors)
+        monkeypatch.setattr("npnet_runtime.passes.svd", lambda matrix, signs: factors)
         golden = GoldenNoise(sdxl_bundles[engine].path, device="cpu")
         prepared = golden.prepare(fixture["noise"])
         torch.testing.assert_close(prepared.spectral, fixture["spectral"], atol=5e-5, rtol=0)
@@ -62,9 +62,10 @@ class TestFullSize:
     def test_fixture_prompt_half(
         self, engine: str, sdxl_bundles: dict[str, EngineBundle], fixture: dict[str, Tensor]
     ) -> None:
-        backend = GoldenNoise(sdxl_bundles[engine].path, device="cpu")._backend
+        golden = GoldenNoise(sdxl_bundles[engine].path, device="cpu")
         with torch.inference_mode():
-            scale_shift, residual = backend.prompt_half(fixture["noise"], fixture["prompt_embeds"])
+            inputs = fixture["noise"], fixture["prompt_embeds"]
+            scale_shift, residual = golden._pass._backend.run("prompt_half", *inputs)
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         text = torch.nn.functional.group_norm(fixture["noise"], 1, eps=1e-6) * (1 + scale) + shift
         torch.testing.assert_close(text, fixture["text_embedding"], atol=5e-5, rtol=0)

@@ -10,6 +10,7 @@ from baseline import PublishedNPNet
 from npnet_kernels import SVD, latent_to_matrix, svd
 from npnet_runtime import NPNet, NPNetConfig
 from npnet_runtime.network import nearest_index
+from npnet_runtime.networks import network_from_state
 from npnet_runtime.random_weights import random_state
 from support.networks import SHAPES, SMALL, noise_and_prompts, parity_state
 
@@ -77,7 +78,7 @@ def test_agrees_with_the_published_computation(name: str) -> None:
     """Another implementation of the paper, written another way, at every shape."""
     config = SHAPES[name]
     state = random_state(config, 1)
-    network, published = NPNet.from_state(config, state), PublishedNPNet(config, state)
+    network, published = network_from_state(config, state), PublishedNPNet(config, state)
     noise, prompts = noise_and_prompts(config, 3)
     factors = published.unet_svd.svd(noise)
     golden = network(noise, prompts, factors)
@@ -96,7 +97,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(small_network: NPNet) -> Non
 @pytest.mark.parametrize(("dtype", "rms"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
 def test_half_precision(dtype: torch.dtype, rms: float) -> None:
     state = parity_state(SMALL)
-    network, exact = NPNet.from_state(SMALL, state).to_precision(dtype), NPNet.from_state(SMALL, state)
+    network, exact = network_from_state(SMALL, state).to_precision(dtype), network_from_state(SMALL, state)
     noise, prompts = noise_and_prompts(SMALL, 4)
     factors = svd(latent_to_matrix(noise))
     error = network(noise, prompts, factors) - exact(noise, prompts, factors)
@@ -108,7 +109,7 @@ def test_half_precision(dtype: torch.dtype, rms: float) -> None:
 
 def test_trains(small_network: NPNet) -> None:
     """Gradients reach every parameter, through halves and mixing weights."""
-    network = NPNet.from_state(SMALL, {k: v.clone() for k, v in small_network.state_dict().items()})
+    network = network_from_state(SMALL, {k: v.clone() for k, v in small_network.state_dict().items()})
     network.requires_grad_()
     noise, prompts = noise_and_prompts(SMALL, 2)
     network(noise, prompts, svd(latent_to_matrix(noise))).square().sum().backward()

@@ -13,15 +13,17 @@ from npnet_training.sampling import Denoiser, draw_noise
 from npnet_training.training.cli import main as train
 from support.pipelines import PIPELINES
 
-NETWORK = [
+NPNET = [
     *("--network.npnet.spectral-hidden", "8", "--network.npnet.spectral-mlp-hidden", "16"),
     *("--network.npnet.swin-image-size", "32", "--network.npnet.swin-window-size", "2"),
     *("--network.npnet.swin-embed-dim", "8", "--network.npnet.swin-depths", "1,1"),
     *("--network.npnet.swin-num-heads", "1,2"),
 ]
+ATTENTION = ["--network.kind", "prompt-attention", "--network.prompt-attention.channels", "8,16"]
 
 
-def test_prompts_to_an_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("network", [NPNET, ATTENTION], ids=["npnet", "prompt-attention"])
+def test_prompts_to_an_engine(network: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, pairs, run, engine = (str(tmp_path / name) for name in ("model", "pairs", "run", "engine"))
     torch.manual_seed(0)
     PIPELINES["sdxl"]().save_pretrained(model)
@@ -39,7 +41,7 @@ def test_prompts_to_an_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "--cache-dir",
         f"{tmp_path}/cache",
     ]
-    assert train(["--data", pairs, "--output", run, *options, *NETWORK]) == 0
+    assert train(["--data", pairs, "--output", run, *options, *network]) == 0
     weights = f"{run}/best.safetensors"
     assert export(["--weights", weights, "--output", engine, "--engine", "torch", "--device", "cpu"]) == 0
     pipe, _ = load_pipeline(model)

@@ -41,7 +41,8 @@ class Ahead:
             current = torch.cuda.current_stream(prepared.noise.device)
             current.wait_stream(self._stream)
             prepared.noise.record_stream(current)
-            prepared.spectral.record_stream(current)
+            if prepared.spectral is not None:
+                prepared.spectral.record_stream(current)
         return prepared
 
     def cancel(self) -> None:

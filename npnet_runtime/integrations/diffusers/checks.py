@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import PipelineError
 from npnet_runtime.golden import resolve_device
+from npnet_runtime.networks import NetworkConfig
 
 # What diffusers' text-to-image pipelines copy from one another. Where it differs, the latents are made
 # from an image, are packed, or are a video's.
@@ -32,7 +32,7 @@ def denoiser(pipe: Any) -> Any:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
-def check_pipeline(pipe: Any, config: NPNetConfig) -> None:
+def check_pipeline(pipe: Any, config: NetworkConfig) -> None:
     """Check that `pipe` starts from noise, and reads text, of the shapes of the network.
 
     Raises:

@@ -72,6 +72,24 @@ def test_learns_far_more_than_the_identity(data: Path, tmp_path: Path) -> None:
     assert log == summary["history"] == json.loads((tmp_path / "run" / "run.json").read_text())["history"]
 
 
+def test_prompt_attention_learns_without_an_svd(data: Path, tmp_path: Path) -> None:
+    network = {"kind": "prompt-attention", "prompt_attention": {"channels": [8, 16]}}
+    changes: dict[str, Any] = {"network": network, "cache_dir": tmp_path / "cache"}
+    settings = settings_for(data, tmp_path / "run", epochs=20, **changes)
+    summary = train(settings)
+    assert summary["last"]["mse"] < 0.4 * summary["last"]["identity"]
+    assert not list((tmp_path / "cache").rglob("factors-*.npy"))
+    read = checkpoint.read(tmp_path / "run" / "best.safetensors")
+    assert read.config.kind == "prompt-attention"
+    again = {"start_from": str(tmp_path / "run" / "best.safetensors"), "max_steps": 1}
+    train(settings_for(data, tmp_path / "more", **changes, **again))
+    with pytest.raises(TrainError, match=r"expected a network of kind npnet, given one of kind prompt-att"):
+        train(settings_for(data, tmp_path / "other", **again))
+    for wrong in ({"sign_augmentation": True}, {"freeze": ["text"]}):
+        with pytest.raises((SettingsError, ValueError), match="kind"):
+            train(settings_for(data, tmp_path / "wrong", **changes, **wrong))
+
+
 def test_validation_prompts_are_never_trained_on(data: Path, tmp_path: Path) -> None:
     from accelerate import Accelerator
 

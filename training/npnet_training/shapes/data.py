@@ -7,17 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from npnet_training.shapes.grammar import draw_facts
-from npnet_training.shapes.render import render
+from npnet_training.shapes.render import SIZE, render_with_shapes
+
+LAYOUT_SIDE = 8
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images of the training split, (N, 3, 32, 32) float32 in [-1, 1], and their prompts."""
+    """Scenes of the training split.
+
+    Args:
+        images: (N, 3, 32, 32) float32 in [-1, 1].
+        layouts: (N, 7, 8, 8) float32: what is where, in colour (3) and in kind of shape (4), of about unit
+            variance. The background's brightness, which no prompt tells, is not in it.
+        prompts: N of them.
+    """
 
     images: Tensor
+    layouts: Tensor
     prompts: list[str]
 
     def batches(self, size: int, seed: int) -> Batches:
@@ -47,5 +58,8 @@ def draw_scenes(count: int, seed: int) -> Scenes:
     """Random scenes of the training split."""
     generator = random.Random(f"scenes-{seed}")
     facts = [draw_facts(generator, "train") for _ in range(count)]
-    images = np.stack([render(one, generator) for one in facts])
-    return Scenes(torch.from_numpy(images) * 2 - 1, [str(one) for one in facts])
+    drawn = [render_with_shapes(one, generator) for one in facts]
+    images = torch.from_numpy(np.stack([image for image, _ in drawn])) * 2 - 1
+    hues = F.avg_pool2d(images - images.mean(1, keepdim=True), SIZE // LAYOUT_SIDE)
+    kinds = torch.stack([F.avg_pool2d(torch.from_numpy(kind), SIZE // LAYOUT_SIDE) for _, kind in drawn])
+    return Scenes(images, torch.cat([4 * hues, 4 * kinds], dim=1), [str(one) for one in facts])

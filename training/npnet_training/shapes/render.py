@@ -102,13 +102,20 @@ def _apart(placed: list[Placed]) -> bool:
 
 def render(facts: Facts, generator: random.Random) -> Image:
     """A random image in which the facts hold, (3, 32, 32) float32 in [0, 1]."""
+    return render_with_shapes(facts, generator)[0]
+
+
+def render_with_shapes(facts: Facts, generator: random.Random) -> tuple[Image, Image]:
+    """A random image, and how much of each pixel each kind of shape covers, (4, 32, 32) in [0, 1]."""
     image = _background(generator)
+    covered = np.zeros((len(SHAPES), SIZE, SIZE), dtype=np.float32)
     for item in place(facts, generator):
         colour = np.array(PALETTE[item.thing.colour], dtype=np.float32)
         colour = np.clip(colour + [generator.uniform(-0.04, 0.04) for _ in range(3)], 0, 1)
         alpha = coverage(item.thing.shape, item.x, item.y, item.radius)
         image += alpha * (colour[:, None, None] - image)
-    return image.astype(np.float32)
+        covered[SHAPES.index(item.thing.shape)] += alpha
+    return image.astype(np.float32), covered
 
 
 def _background(generator: random.Random) -> Image:

@@ -53,6 +53,7 @@ def train_unet(
     optimizer = torch.optim.AdamW(unet.parameters(), rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
     kept = make_scheduler().alphas_cumprod
+    variance = latents.var()
     pure = round(PURE_SHARE * min(batch, len(latents)))
     for step, rows in zip(range(steps), Batches(len(latents), batch, seed), strict=False):
         clean, text = latents[rows], embeds[ids[rows]]
@@ -67,7 +68,7 @@ def train_unet(
         # v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), so x0 = alpha x_t - sigma v
         found = alpha[:pure] * noisy[:pure] - sigma[:pure] * predicted[:pure]
         error = predicted[pure:] - (alpha * noise - sigma * clean)[pure:]
-        loss = (error.square().sum() + (found - clean[:pure]).square().sum()) / clean.numel()
+        loss = (error.square().sum() + (found - clean[:pure]).square().sum() / variance) / clean.numel()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -50,7 +50,8 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     """
     share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
     pairs = PairDataset.open(settings.data)
-    factors = FactorCache(settings.cache_dir, pairs, with_factors=settings.cache_svd)
+    cached = settings.reads_factors and settings.cache_svd
+    factors = FactorCache(settings.cache_dir, pairs, with_factors=cached)
     factors.fill(accelerator.device, **share)
     embeddings = _embeddings(settings, pairs, accelerator, share)
     accelerator.wait_for_everyone()
@@ -65,8 +66,8 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
         )
     if settings.validation.max_pairs is not None:
         validation = validation[: settings.validation.max_pairs]
-    kept = factors if settings.cache_svd else None
-    compute = not settings.cache_svd
+    kept = factors if cached else None
+    compute = settings.reads_factors and not cached
     flips = settings.seed if settings.sign_augmentation else None
     return TrainingData(
         pairs, train, validation, int((~usable).sum()),

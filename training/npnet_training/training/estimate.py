@@ -21,15 +21,18 @@ def estimate(settings: TrainSettings) -> str:
     network.to(device)
     noise = torch.randn(size, *info.latent_shape, device=device)
     text = torch.randn(size, *info.text_shape, device=device)
-    factors = compute_factors(noise)
+    factors = compute_factors(noise) if settings.reads_factors else None
     seconds = 0.0
     for _ in range(2):  # the first also warms up
         began = time.perf_counter()
-        float(network(noise, text, factors).square().mean().backward() or 0)
+        golden = network(noise, text, factors)
+        float(golden.square().mean().backward() or 0)
         seconds = time.perf_counter() - began
     train = round(len(pairs) * (1 - settings.validation.share))
     steps = min(settings.epochs * (train // settings.batch_size), settings.max_steps or 2**63)
-    cache = len(pairs) * factor_bytes(info.latent_shape) if settings.cache_svd else 0
+    cache = (
+        len(pairs) * factor_bytes(info.latent_shape) if settings.reads_factors and settings.cache_svd else 0
+    )
     cache += len(set(pairs.prompts)) * info.text_shape[0] * info.text_shape[1] * 4
     weights = sum(parameter.numel() for parameter in network.parameters())
     minutes = steps * settings.accumulation * seconds / 60

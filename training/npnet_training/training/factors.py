@@ -62,7 +62,7 @@ class FactorCache:
         self.folder = root / "factors" / f"{pairs.info.digest[:32]}-{SIGN_RULE}"
         self.pairs = pairs
         self.with_factors = with_factors
-        self.widths = _widths(pairs.info.latent_shape)
+        self.widths = _widths(pairs.info.latent_shape) if with_factors else (0, 0, 0)
         self._shards: list[np.ndarray] = []
 
     def fill(self, device: torch.device, *, process: int = 0, processes: int = 1) -> None:

@@ -14,6 +14,8 @@ from npnet_runtime import checkpoint
 from npnet_runtime.config import NPNetConfig, SwinConfig
 from npnet_runtime.errors import CheckpointError, ConfigError
 from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network, NetworkConfig, network_for
+from npnet_runtime.prompt_attention import PromptAttentionConfig, default_channels
 from npnet_training.errors import SettingsError, TrainError
 from npnet_training.training.settings import NetworkSettings, TrainSettings
 from npnet_training.training.source import SourceInfo
@@ -32,7 +34,7 @@ BRANCHES = {
 """Parameters of each branch of an `NPNet`, by the beginning of their names."""
 
 
-def make_network(settings: TrainSettings, info: SourceInfo) -> NPNet:
+def make_network(settings: TrainSettings, info: SourceInfo) -> Network:
     """A trainable network for a dataset's shapes, on the CPU, in float32.
 
     Without a checkpoint the network begins as the identity: see `initialise`.
@@ -50,35 +52,47 @@ def make_network(settings: TrainSettings, info: SourceInfo) -> NPNet:
         config = _config(settings.network, info.latent_shape, info.text_shape)
     except ConfigError as error:
         raise SettingsError(f"--network: {error}") from error
-    network = NPNet(config)
     start_from = settings.start_from
     if start_from is None:
-        initialise(network, settings.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            network = network_for(config)
+        if isinstance(network, NPNet):
+            initialise(network, settings.seed)
         return network
     try:
         path = Path(start_from)
         state = checkpoint.read(path, None if checkpoint.own_config(path) else config)
     except CheckpointError as error:
         raise TrainError(f"--start-from: {error}") from error
+    if state.config.kind != config.kind:
+        raise TrainError(
+            f"--start-from {start_from}: expected a network of kind {config.kind}, given one of "
+            f"kind {state.config.kind}; give --network.kind {state.config.kind}"
+        )
     if (state.config.latent_shape, state.config.text_shape) != (config.latent_shape, config.text_shape):
         raise TrainError(
             f"--start-from {start_from}: expected a network for noise of shape {config.latent_shape} and "
             f"text of shape {config.text_shape}, as in the dataset; given {state.config.latent_shape} and "
             f"{state.config.text_shape}"
         )
-    network = NPNet(state.config)
+    network = network_for(state.config)
     network.load_state_dict(state.state)
     return network
 
 
 def _config(
-    settings: NetworkSettings, latent_shape: tuple[int, ...], text_shape: tuple[int, ...]
-) -> NPNetConfig:
+    settings: NetworkSettings, latent_shape: tuple[int, int, int], text_shape: tuple[int, int]
+) -> NetworkConfig:
+    if settings.kind == PromptAttentionConfig.kind:
+        chosen = settings.prompt_attention
+        channels = chosen.channels or default_channels(*latent_shape[1:])
+        return PromptAttentionConfig(
+            *latent_shape, *text_shape, channels=channels, blocks=chosen.blocks, heads=chosen.heads
+        )
     sizes = settings.npnet.model_dump()
     swin = {name.removeprefix("swin_"): sizes.pop(name) for name in list(sizes) if name.startswith("swin_")}
-    channels, height, width = latent_shape
-    tokens, dim = text_shape
-    return NPNetConfig(channels, height, width, tokens, dim, **sizes, swin=SwinConfig(**swin))
+    return NPNetConfig(*latent_shape, *text_shape, **sizes, swin=SwinConfig(**swin))
 
 
 def initialise(network: NPNet, seed: int) -> None:
@@ -142,9 +156,9 @@ def autocast_products(network: nn.Module, device_type: str) -> None:
     In an NPNet these are those of the spectral head and the Swin Transformer, as `NPNet.to_precision`
     chooses for inference: norms, softmax, sums over the text and the reconstruction keep float32.
     """
-    halves: list[nn.Module] = (
-        [network.spectral_head, network.prompt_half.swin] if isinstance(network, NPNet) else [network]
-    )
+    halves: list[nn.Module] = [network]
+    if isinstance(network, NPNet):
+        halves = [network.spectral_head, network.prompt_half.swin]
     for module in halves:
         setattr(module, "forward", _autocast(module.forward, device_type))  # noqa: B010
 

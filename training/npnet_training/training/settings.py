@@ -41,13 +41,26 @@ class NPNetSettings(Settings):
     """Hidden width of a block's MLP over its channels."""
 
 
+class PromptAttentionSettings(Settings):
+    """Sizes of the network that attends to the prompt's tokens."""
+
+    channels: tuple[int, ...] | None = None
+    """Widths of its levels, from the full resolution down; by default chosen from the size of the noise."""
+    blocks: int = Field(default=1, ge=1)
+    """Residual blocks of each level, down and up."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads at the lowest level."""
+
+
 class NetworkSettings(Settings):
     """The network to train; its noise and text shapes are the dataset's."""
 
-    kind: Literal["npnet"] = "npnet"
-    """The kind of network."""
+    kind: Literal["npnet", "prompt-attention"] = "npnet"
+    """The paper's network, or a small UNet that attends to the prompt's tokens and needs no SVD."""
     npnet: NPNetSettings = NPNetSettings()
     """Sizes, for kind npnet."""
+    prompt_attention: PromptAttentionSettings = PromptAttentionSettings()
+    """Sizes, for kind prompt-attention."""
 
 
 class OptimizerSettings(Settings):
@@ -143,12 +156,19 @@ class TrainSettings(Settings):
     dry_run: bool = False
     """Say what would be done, how long and how large it would be, and write nothing."""
 
+    @property
+    def reads_factors(self) -> bool:
+        """Whether the network is given the SVD of its noise."""
+        return self.network.kind == "npnet"
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of accumulation {self.accumulation}"
             )
+        if self.sign_augmentation and not self.reads_factors:
+            raise ValueError(f"sign_augmentation: a network of kind {self.network.kind} reads no SVD")
         if self.validation.patience is not None and not self.validation.share:
             raise ValueError("validation.patience needs a validation.share above 0")
         return self

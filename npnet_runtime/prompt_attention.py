@@ -1,0 +1,264 @@
+"""A second network for golden noise: a small residual UNet that attends to the prompt's tokens.
+
+NPNet sees the prompt through 2C numbers, one scale and one shift for each latent channel; this network reads
+every token. There is no singular value decomposition, and at its first weights it is the identity:
+
+    golden = noise + out(UNet(noise, tokens))        with `out` zero at first
+
+Position is learned where the network attends; that, the absence of a timestep, and self-attention at the
+lowest level only are what sets it apart from the UNet of latent diffusion (arXiv 2112.10752, section 3.3).
+
+Shape suffixes: B batch, C latent channels, H x W latent size, T tokens, D width of the lowest level.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npnet_kernels import SVD
+from npnet_runtime.config import fields_from_dict, require_positive_ints
+from npnet_runtime.errors import ConfigError
+
+GROUPS = 8
+LOWEST_SIDE, LOWEST_WIDTHS, LEAST_WIDTH = 16, (48, 96), 16
+FLOAT32_PARTS = ("norms", "softmax", "sums of residual blocks", "first and last convolution")
+
+
+@dataclass(frozen=True)
+class PromptAttentionConfig:
+    """Shapes of the noise, the text and the network.
+
+    Args:
+        latent_channels: channels C of the latent noise.
+        latent_height: rows H of the latent noise.
+        latent_width: columns W of the latent noise.
+        text_tokens: tokens of the prompt embeddings.
+        text_dim: width of the prompt embeddings.
+        channels: of each level, from the full resolution down; each level halves the sides, rounding up.
+        blocks: residual blocks of each level, on the way down and on the way up.
+        heads: attention heads at the lowest level.
+
+    Raises:
+        ConfigError: a field is not positive, or two of them contradict each other.
+    """
+
+    kind: ClassVar[str] = "prompt-attention"
+    latent_channels: int
+    latent_height: int
+    latent_width: int
+    text_tokens: int
+    text_dim: int
+    channels: tuple[int, ...] = LOWEST_WIDTHS
+    blocks: int = 1
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        require_positive_ints(self)
+        if not self.channels or any(width % GROUPS for width in self.channels):
+            raise ConfigError(
+                f"PromptAttentionConfig.channels: expected multiples of {GROUPS}, one for each level, "
+                f"given {self.channels}"
+            )
+        if self.channels[-1] % self.heads:
+            raise ConfigError(
+                f"PromptAttentionConfig.heads: expected a divisor of {self.channels[-1]}, the width of the "
+                f"lowest level, given {self.heads}"
+            )
+        if min(self.latent_height, self.latent_width) >> (len(self.channels) - 1) < 1:
+            raise ConfigError(
+                f"PromptAttentionConfig.channels: {len(self.channels)} levels are too many for noise of "
+                f"{self.latent_height}x{self.latent_width}"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the noise."""
+        return self.latent_channels, self.latent_height, self.latent_width
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """(tokens, width) of the prompt embeddings."""
+        return self.text_tokens, self.text_dim
+
+    @property
+    def lowest_shape(self) -> tuple[int, int]:
+        """Rows and columns of the lowest level."""
+        height, width = self.latent_height, self.latent_width
+        for _ in self.channels[1:]:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return height, width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` reads back, safe for JSON."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ConfigError: a field is missing, unknown or out of range.
+        """
+        return cls(**fields_from_dict(cls, values))
+
+
+def default_channels(height: int, width: int) -> tuple[int, ...]:
+    """Widths of the levels for noise of a size: (48, 96) at 16x16, four levels from 16 to 128 at 128x128.
+
+    Attention needs a lowest level of few positions, and the levels above it must be narrow to be cheap.
+    """
+    levels = 2
+    while min(height, width) >> (levels - 1) > LOWEST_SIDE:
+        levels += 1
+    first = max(LEAST_WIDTH, LOWEST_WIDTHS[0] >> (levels - 2))
+    return tuple(first << level for level in range(levels))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions behind group norms and SiLU, added to the input."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, width_in), nn.GroupNorm(GROUPS, width)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(width_in, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width_in, h, w) to (B, width, h, w), float32."""
+        dtype = self.conv1.weight.dtype
+        hidden = self.conv1(F.silu(self.norm1(x)).to(dtype)).float()
+        hidden = self.conv2(F.silu(self.norm2(hidden)).to(dtype)).float()
+        skipped = x if isinstance(self.skip, nn.Identity) else self.skip(x.to(dtype)).float()
+        return skipped + hidden
+
+
+class Attention(nn.Module):
+    """Multi-head attention of positions to a context (Vaswani et al., arXiv 1706.03762, section 3.2.2)."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(context_dim, 2 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, N, D) float32, and a context (B, T, context_dim) or the positions themselves."""
+        dtype = self.q.weight.dtype
+        hidden = self.norm(x).to(dtype)
+        context = hidden if context is None else context.to(dtype)
+        q = self.q(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.mT * q.shape[-1] ** -0.5).float()
+        attended = (scores.softmax(-1).to(dtype) @ v).transpose(1, 2).flatten(2)
+        return x + self.proj(attended).float()
+
+
+class PromptBlock(nn.Module):
+    """Residual block, attention to the other positions, attention to the prompt, MLP."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(dim, dim)
+        self.to_positions, self.to_prompt = Attention(dim, dim, heads), Attention(dim, dim, heads)
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """(B, D, h, w) and (B, T, D) to (B, D, h, w), float32."""
+        x = self.residual(x)
+        positions = x.flatten(2).transpose(1, 2)
+        positions = self.to_prompt(self.to_positions(positions), tokens)
+        dtype = self.to_prompt.q.weight.dtype
+        positions = positions + self.mlp(self.norm(positions).to(dtype)).float()
+        return positions.transpose(1, 2).unflatten(2, (x.shape[2], x.shape[3]))
+
+
+class PromptAttentionNet(nn.Module):
+    """The whole network. Parameters are float32 until `to_precision`.
+
+    Args:
+        config: shapes of noise, text and network.
+    """
+
+    def __init__(self, config: PromptAttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, lowest = config.channels, config.channels[-1]
+        self.read = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.down_blocks, self.downs = nn.ModuleList(), nn.ModuleList()
+        self.up_blocks, self.ups = nn.ModuleList(), nn.ModuleList()
+        for width, below in itertools.pairwise(widths):
+            self.down_blocks.append(nn.ModuleList(ResidualBlock(width, width) for _ in range(config.blocks)))
+            self.downs.append(nn.Conv2d(width, below, 3, stride=2, padding=1))
+            first = [ResidualBlock(2 * width, width)]
+            self.up_blocks.append(
+                nn.ModuleList(first + [ResidualBlock(width, width) for _ in range(config.blocks - 1)])
+            )
+            self.ups.append(nn.Conv2d(below, width, 3, padding=1))
+        self.text_norm = nn.LayerNorm(config.text_dim)
+        self.text = nn.Linear(config.text_dim, lowest)
+        self.position = nn.Parameter(torch.randn(lowest, *config.lowest_shape) * 0.1)
+        self.prompt_blocks = nn.ModuleList(
+            PromptBlock(lowest, config.heads) for _ in range(2 * config.blocks)
+        )
+        self.out_norm = nn.GroupNorm(GROUPS, widths[0])
+        self.out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, noise: Tensor, prompt_embeds: Tensor, factors: SVD | None = None) -> Tensor:
+        """Golden noise.
+
+        Args:
+            noise: (B, C, H, W) of unit variance.
+            prompt_embeds: (B, tokens, width).
+            factors: not read; here so that both kinds of network are called alike.
+
+        Returns:
+            (B, C, H, W) in the noise's dtype.
+        """
+        dtype = self.text.weight.dtype
+        tokens = self.text(self.text_norm(prompt_embeds.float()).to(dtype)).float()
+        x = self.read(noise.float())
+        skips: list[Tensor] = []
+        for blocks, down in zip(self.down_blocks, self.downs, strict=True):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            skips.append(x)
+            x = down(x.to(dtype)).float()
+        x = x + self.position
+        for block in self.prompt_blocks:
+            x = block(x, tokens)
+        for blocks, up in zip(reversed(self.up_blocks), reversed(self.ups), strict=True):
+            skip = skips.pop()
+            x = F.interpolate(x, size=skip.shape[2:], mode="nearest")
+            x = torch.cat([up(x.to(dtype)).float(), skip], dim=1)
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+        change = self.out(F.silu(self.out_norm(x)))
+        return (noise.float() + change).to(noise.dtype)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The module behind each of the engine's graphs; see `npnet_runtime.graphs`."""
+        return {"network": self}
+
+    def to_precision(self, dtype: torch.dtype) -> Self:
+        """Convert matrix products and inner convolutions to float16 or bfloat16, in place.
+
+        What is computed in float32 all the same is in `FLOAT32_PARTS`.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in (self.read, self.out):
+                module.to(dtype)
+        return self
