@@ -1,13 +1,18 @@
 """Prompts to an engine in a pipeline: the four commands of the training package's README, on a small SDXL."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from npnet_export.cli import main as export
 from npnet_runtime import GoldenNoise
 from npnet_training.collecting.cli import main as collect
+from npnet_training.evaluation.cli import main as evaluate
 from npnet_training.models import load_pipeline
 from npnet_training.sampling import Denoiser, draw_noise
 from npnet_training.training.cli import main as train
@@ -22,8 +27,18 @@ NPNET = [
 ATTENTION = ["--network.kind", "prompt-attention", "--network.prompt-attention.channels", "8,16"]
 
 
+class Brightness:
+    """Stands in for a scorer whose weights are on the hub."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
+        return [float(np.asarray(image, float).mean()) for image in images]
+
+
 @pytest.mark.parametrize("network", [NPNET, ATTENTION], ids=["npnet", "prompt-attention"])
-def test_prompts_to_an_engine(network: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_to_an_engine(network: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, pairs, run, engine = (str(tmp_path / name) for name in ("model", "pairs", "run", "engine"))
     torch.manual_seed(0)
     PIPELINES["sdxl"]().save_pretrained(model)
@@ -51,3 +66,12 @@ def test_prompts_to_an_engine(network: list[str], tmp_path: Path, capsys: pytest
     assert golden.shape == noise.shape
     assert golden.isfinite().all()
     assert (golden != noise).any()
+    judged = tmp_path / "evaluation"
+    options = ["--redenoise.steps", "4", "--sample.steps", "2", "--sample.guidance", "1"]
+    options += ["--arms", f"golden:{engine}", "--arms", "redenoised", "--scorers", "clipscore"]
+    monkeypatch.setattr("npnet_training.scorers.clip.CLIPScore", Brightness)
+    command = ["--model", model, "--prompts", str(prompts), "--output", str(judged), *options]
+    assert evaluate(command) == 0
+    found = json.loads((judged / "results.json").read_text())["results"]
+    assert set(found) == {"plain", f"golden:{engine}", "redenoised"}
+    assert found["redenoised"]["scores"]["clipscore"]["pairs"] == 16

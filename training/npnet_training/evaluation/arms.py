@@ -1,0 +1,66 @@
+"""The arms of an evaluation: where each image's noise comes from, and at what cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from npnet_runtime import GoldenNoise
+from npnet_training.errors import SettingsError
+from npnet_training.evaluation.settings import EvaluateSettings
+from npnet_training.sampling import Conditioning, Denoiser, redenoise
+from npnet_training.scorers import Scorer, load_scorer
+
+PLAIN = "plain"
+Change = Callable[[Tensor, Conditioning], Tensor]
+"""Noise (B, C, H, W) on the model's device and its prompts -> the noise to begin from."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to choose the noise.
+
+    Args:
+        name: in the report.
+        change: makes the noise from the plain one; None leaves it.
+        candidates: images made, of which `chooser` picks one; the first is the plain one.
+        chooser: judge of candidates.
+        engine: digest of the bundle behind it.
+    """
+
+    name: str
+    change: Change | None = None
+    candidates: int = 1
+    chooser: Scorer | None = None
+    engine: str | None = None
+
+
+def make_arms(settings: EvaluateSettings, denoiser: Denoiser) -> list[Arm]:
+    """The plain arm, and those that the settings name.
+
+    Raises:
+        SettingsError: an arm that cannot be read.
+        BundleError, BackendError: an engine that cannot be loaded.
+        ScorerError: a scorer that cannot be loaded.
+    """
+    return [Arm(PLAIN), *(_make(text, settings, denoiser) for text in settings.arms)]
+
+
+def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
+    if text == "redenoised":
+        return Arm(text, lambda noise, prompts: redenoise(denoiser, noise, prompts, settings.redenoise))
+    if text.startswith("golden:"):
+        golden = GoldenNoise(Path(text.removeprefix("golden:")), device=settings.device)
+        change: Change = lambda noise, prompts: golden(noise, prompts.prompt_embeds)  # noqa: E731
+        return Arm(text, change, engine=golden.bundle.digest)
+    if found := re.fullmatch(r"best-of-(\d+):(.+)", text):
+        count = int(found[1])
+        if count < 2:
+            raise SettingsError(f"--arms {text}: expected best of 2 or more")
+        chooser = load_scorer(found[2], device=settings.device, offline=settings.offline)
+        return Arm(text, None, count, chooser)
+    raise SettingsError(f"--arms: expected golden:ENGINE_DIR, redenoised or best-of-N:SCORER, given {text!r}")
