@@ -16,7 +16,7 @@ from npnet_training.settings import parse
 
 EPILOG = """example:
   npnet-evaluate --model sdxl --prompts drawbench.csv --output evaluation --device cuda --dtype float16 \\
-      --arms golden:engines/sdxl redenoised best-of-2:pickscore --scorers pickscore clipscore
+      --arms golden:engines/sdxl,redenoised,best-of-2:pickscore --scorers pickscore,clipscore
 
 exit status: 0, 2 for an error, 130 interrupted; after an error or a kill, run it again with --resume
 """

@@ -1,0 +1,42 @@
+"""Commands that documents show but tests cannot run, for want of models, are at least understood."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from npnet_training.collecting import cli as collecting
+from npnet_training.collecting.settings import CollectSettings
+from npnet_training.evaluation import cli as evaluation
+from npnet_training.evaluation.settings import EvaluateSettings
+from npnet_training.settings import parse
+from npnet_training.training import cli as training
+from npnet_training.training.settings import TrainSettings
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "npnet-collect": CollectSettings, "npnet-train": TrainSettings, "npnet-evaluate": EvaluateSettings,
+}  # fmt: skip
+TEXTS = [
+    *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "training/README.md")),
+    *(module.EPILOG for module in (collecting, training, evaluation)),
+]
+COMMANDS = [
+    found[0].replace("\\\n", " ").strip("` ")
+    for text in TEXTS
+    for found in re.finditer(r"npnet-(?:collect|train|evaluate) --(?:[^`\n\\]|\\\n)+", text)
+]
+
+
+def test_every_command_is_documented() -> None:
+    assert {command.split()[0] for command in COMMANDS} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "..." not in command])
+def test_documented_command(command: str) -> None:
+    name, *arguments = shlex.split(command)
+    if arguments == ["--help"]:
+        return
+    settings = parse(SETTINGS[name], name, arguments)
+    assert settings.output != Path()
