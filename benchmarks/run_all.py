@@ -23,11 +23,15 @@ def plan(cuda: bool, out: Path) -> dict[str, tuple[list[str], int]]:
     rounds = "50" if cuda else "30"
     output = ["--output", str(out)]
     return {
-        "latency": (["latency.py", "--batch", *batches, "--rounds", rounds, *output], 200 if cuda else 900),
-        "kernels": (["kernels.py", "--out", str(out), *([] if cuda else ["--interpret"])], 140),
+        "latency": (["latency.py", "--batch", *batches, "--rounds", rounds, *output], 180 if cuda else 900),
+        "kernels": (["kernels.py", "--out", str(out), *([] if cuda else ["--interpret"])], 120),
         "pipeline": (
             ["pipeline_overhead.py", "--rounds", "5", "--size", "full" if cuda else "small", *output],
-            140,
+            110,
+        ),
+        "training": (
+            ["training.py", "--batch", "32" if cuda else "4", *output],
+            70 if cuda else 300,
         ),
     }
 

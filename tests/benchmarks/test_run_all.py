@@ -11,7 +11,7 @@ import pytest
 import run_all
 
 
-@pytest.mark.parametrize("name", ["latency", "kernels", "pipeline"])
+@pytest.mark.parametrize("name", ["latency", "kernels", "pipeline", "training"])
 def test_options_exist(name: str, tmp_path: Path) -> None:
     plans = [run_all.plan(cuda, tmp_path)[name][0] for cuda in (True, False)]
     script = run_all.HERE / plans[0][0]
