@@ -6,8 +6,8 @@ import torch
 
 from npnet_training.errors import EvaluateError
 from npnet_training.evaluation.features import mean_distance
-from npnet_training.evaluation.noise import noise_statistics
 from npnet_training.evaluation.statistics import paired
+from npnet_training.noise_statistics import noise_statistics
 
 
 def test_counts_mean_and_sign_test() -> None:

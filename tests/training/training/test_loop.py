@@ -68,6 +68,14 @@ def test_learns_far_more_than_the_identity(data: Path, tmp_path: Path) -> None:
     assert summary["best_validation_mse"] <= summary["last"]["mse"]
     read = checkpoint.read(tmp_path / "run" / "best.safetensors")
     assert read.config.latent_shape == (4, 16, 16)
+    found = summary["report"]["explained"]
+    assert found["whole"] == pytest.approx(summary["last"]["explained"], abs=1e-3)
+    assert set(found) == {"whole", "prompts of others", "spectral only", "residual only", "text off"}
+    assert max(found["spectral only"], found["residual only"]) < found["whole"]
+    noise, target = summary["report"]["noise"], summary["report"]["target"]
+    assert target["std"] == pytest.approx(1.2, rel=0.1)
+    assert noise["change"] < 2 * target["change"]
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log == summary["history"] == json.loads((tmp_path / "run" / "run.json").read_text())["history"]
 
@@ -78,6 +86,7 @@ def test_prompt_attention_learns_without_an_svd(data: Path, tmp_path: Path) -> N
     settings = settings_for(data, tmp_path / "run", epochs=20, **changes)
     summary = train(settings)
     assert summary["last"]["mse"] < 0.4 * summary["last"]["identity"]
+    assert set(summary["report"]["explained"]) == {"whole", "prompts of others"}
     assert not list((tmp_path / "cache").rglob("factors-*.npy"))
     read = checkpoint.read(tmp_path / "run" / "best.safetensors")
     assert read.config.kind == "prompt-attention"

@@ -20,10 +20,10 @@ from npnet_runtime.files import atomic_file
 from npnet_training.errors import EvaluateError
 from npnet_training.evaluation.arms import Arm, make_arms
 from npnet_training.evaluation.features import load_features, mean_distance
-from npnet_training.evaluation.noise import noise_statistics
 from npnet_training.evaluation.results import FILE, Results, batch_path
 from npnet_training.evaluation.settings import OF_THE_RUN, EvaluateSettings
 from npnet_training.models import load_pipeline
+from npnet_training.noise_statistics import noise_statistics
 from npnet_training.prompts import Prompt, read_prompts
 from npnet_training.sampling import Denoiser, draw_noise, sample_images
 from npnet_training.scorers import load_scorer, score_all

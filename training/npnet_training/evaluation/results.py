@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from npnet_training.errors import EvaluateError
 from npnet_training.evaluation.arms import PLAIN
-from npnet_training.evaluation.noise import STATISTICS
 from npnet_training.evaluation.statistics import Paired, paired
+from npnet_training.noise_statistics import STATISTICS
 
 FILE = "evaluation.json"
 CATEGORIES = ("tag", "Category", "category")

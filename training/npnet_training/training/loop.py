@@ -26,6 +26,7 @@ from npnet_training.training.data import TrainingData, open_data
 from npnet_training.training.losses import Loss, make_loss, target_of
 from npnet_training.training.networks import autocast_products, freeze, make_network, parameter_groups
 from npnet_training.training.order import BatchOrder, BatchRows
+from npnet_training.training.report import CURVES, describe, draw_curves
 from npnet_training.training.schedule import learning_rate
 from npnet_training.training.settings import RESUMABLE, TrainSettings
 from npnet_training.training.state import (
@@ -259,7 +260,7 @@ class Trainer:
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         self._write_checkpoint(LAST)
-        summary = {
+        summary: dict[str, Any] = {
             "settings": self.settings.model_dump(mode="json"),
             "model": self.data.pairs.info.model,
             "revision": self.data.pairs.info.revision,
@@ -275,6 +276,9 @@ class Trainer:
             "history": self.progress.history,
         }
         if self.accelerator.is_main_process:
+            device = self.accelerator.device
+            summary["report"] = describe(self.settings.output / LAST, self.data, device)
+            draw_curves(self.progress.history, self.settings.output / CURVES)
             with atomic_file(self.settings.output / RUN) as temporary:
                 temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         self.accelerator.wait_for_everyone()

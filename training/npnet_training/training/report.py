@@ -1,0 +1,106 @@
+"""What a run's report says of the network it made, beyond its loss: branches, prompts, noise, curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from npnet_runtime import checkpoint
+from npnet_runtime.files import atomic_file
+from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network
+from npnet_training.noise_statistics import noise_statistics
+from npnet_training.training.data import TrainingData
+from npnet_training.training.losses import target_of
+from npnet_training.training.order import BatchRows
+
+MOST, BATCH = 256, 32
+CURVES = "curves.png"
+_SPECTRAL = ("spectral_head.f_mlp.2.weight", "spectral_head.f_mlp.2.bias")
+_TEXT = ("prompt_half.text_affine.weight", "prompt_half.text_affine.bias")
+ABLATIONS = {
+    "spectral only": ("alpha", "beta"),
+    "residual only": ("alpha", *_SPECTRAL),
+    "text off": ("alpha", *_TEXT),
+}
+"""Parameters of an NPNet that are set to zero: the branches they end are then gone."""
+
+
+def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, Any]:
+    """What a trained network does on validation pairs (on training pairs where there are none).
+
+    Args:
+        path: of the checkpoint.
+        data: whose pairs to look at, at most 256.
+        device: where.
+
+    Returns:
+        `explained`, the share of the golden change that the network explains: whole, with the prompts of
+        others, and for an NPNet with branches left out. `noise` and `target`, statistics of golden noise and
+        of what it was to be.
+    """
+    rows = data.validation if len(data.validation) else data.train
+    rows = rows[:MOST]
+    network = checkpoint.read(path).network().to(device)
+    names = ABLATIONS if isinstance(network, NPNet) else {}
+    variants: dict[str, Network] = {"whole": network} | {
+        name: _without(checkpoint.read(path).network().to(device), zeroed) for name, zeroed in names.items()
+    }
+    errors = dict.fromkeys([*variants, "prompts of others", "identity"], 0.0)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    keys = [BatchRows(0, rows[start : start + BATCH].tolist()) for start in range(0, len(rows), BATCH)]
+    with torch.inference_mode():
+        for batch in data.plain_reader.batches(keys, device, 0):
+            target = target_of(batch)
+            found = {
+                name: variant(batch.source, batch.prompt_embeds, batch.factors)
+                for name, variant in variants.items()
+            }
+            kept.append((batch.source, found["whole"], target))
+            others = batch.prompt_embeds.roll(1, 0)
+            found["prompts of others"] = network(batch.source, others, batch.factors)
+            found["identity"] = batch.source
+            for name, golden in found.items():
+                errors[name] += float((golden - target).double().square().sum())
+    identity = errors.pop("identity")
+    source, golden, target = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return {
+        "pairs": len(rows),
+        "explained": {name: 1 - error / identity if identity else 0.0 for name, error in errors.items()},
+        "noise": _means(golden, source),
+        "target": _means(target, source),
+    }
+
+
+def _without(network: Network, names: tuple[str, ...]) -> Network:
+    for name in names:
+        network.get_parameter(name).data.zero_()
+    return network
+
+
+def _means(noise: Tensor, source: Tensor) -> dict[str, float]:
+    found = noise_statistics(noise.float().cpu(), source.float().cpu())
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Draw the losses of a run as a PNG: of training, of validation, and of the identity map."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    trained = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    judged = [(entry["step"], entry["validation"]) for entry in history if "validation" in entry]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), label="training loss", alpha=0.6)
+    if judged:
+        axes.plot([step for step, _ in judged], [found["mse"] for _, found in judged], label="validation MSE")
+        axes.axhline(judged[-1][1]["identity"], color="grey", linestyle="--", label="identity map")
+    if trained or judged:
+        axes.legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
