@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from pydantic import Field
 
 from npnet_runtime.errors import NPNetError
 from npnet_runtime.files import atomic_directory
+from npnet_runtime.golden import resolve_device
 from npnet_training.sampling import RedenoiseSettings, redenoise
 from npnet_training.sampling.denoiser import Denoiser
 from npnet_training.settings import Settings, parse
@@ -32,7 +34,9 @@ class BuildSettings(Settings):
     output: Path
     """Folder to write; must not exist."""
     seed: int = 0
-    """Of everything random."""
+    """Of everything random; the same seed gives other weights on another kind of device."""
+    device: str = "cpu"
+    """Where to train: cpu or cuda."""
     scenes: int = Field(default=16000, ge=1)
     """Training images rendered."""
     autoencoder_steps: int = Field(default=2000, ge=1)
@@ -62,7 +66,8 @@ def build(settings: BuildSettings) -> dict[str, Any]:
     make_pipeline: Any = diffusers.StableDiffusionPipeline
     began = time.perf_counter()
     report = _Report(began)
-    scenes = draw_scenes(settings.scenes, settings.seed)
+    device = str(resolve_device(settings.device))
+    scenes = draw_scenes(settings.scenes, settings.seed).to(device)
     vae = train_autoencoder(scenes, settings.autoencoder_steps, 32, 4e-3, settings.seed, report)
     latents = encode(vae, scenes.images) * vae.config.scaling_factor
     tokenizer, text = train_text_encoder(scenes, settings.text_steps, 128, 2e-3, settings.seed, report)
@@ -71,7 +76,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
     rows = {prompt: row for row, prompt in enumerate(distinct)}
     ids = torch.tensor([rows[prompt] for prompt in scenes.prompts])
     with torch.no_grad():
-        parts = tokenize(tokenizer, ["", *distinct]).split(1024)
+        parts = tokenize(tokenizer, ["", *distinct]).to(device).split(1024)
         embeds = torch.cat([text(part).last_hidden_state for part in parts])
     held_out = prompts("held-out", 5 * settings.judged, settings.seed)
     looks: list[dict[str, Any]] = []
@@ -103,6 +108,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             "seconds": round(time.perf_counter() - began),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
             "denoiser": looks,
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -124,9 +130,7 @@ def _judge(pipe: Any, held_out: list[str]) -> dict[str, float]:
 
 
 def _save(part: Any, folder: Path) -> None:
-    dtype = part.dtype
-    part.half().save_pretrained(folder, safe_serialization=True)
-    part.to(dtype)
+    copy.deepcopy(part).cpu().half().save_pretrained(folder, safe_serialization=True)
 
 
 def _write_index(pipe: Any, folder: Path) -> None:

@@ -31,6 +31,10 @@ class Scenes:
     layouts: Tensor
     prompts: list[str]
 
+    def to(self, device: str) -> Scenes:
+        """The same scenes on a device; what is trained on them is trained there."""
+        return Scenes(self.images.to(device), self.layouts.to(device), self.prompts)
+
     def batches(self, size: int, seed: int) -> Batches:
         """Endless random batches of row numbers."""
         return Batches(len(self.prompts), size, seed)

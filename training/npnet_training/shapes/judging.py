@@ -45,12 +45,14 @@ def strict_rate(
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         conditioning = denoiser.encode(part)
-        noise = draw_noise(range(seed + start, seed + start + len(part)), denoiser.latent_shape)
+        noise = draw_noise(range(seed + start, seed + start + len(part)), denoiser.latent_shape).to(
+            pipe.device
+        )
         if change is not None:
             noise = change(noise, conditioning)
         images = denoiser.decode(sample_latents(denoiser, noise, conditioning, steps, guidance)) / 2 + 0.5
         passed += [
             verify(image, Facts.parse(prompt)).strict
-            for prompt, image in zip(part, images.numpy(), strict=True)
+            for prompt, image in zip(part, images.cpu().numpy(), strict=True)
         ]
     return np.array(passed)

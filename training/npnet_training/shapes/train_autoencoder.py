@@ -28,7 +28,7 @@ def train_autoencoder(scenes: Scenes, steps: int, batch: int, rate: float, seed:
         report: called with stage, step and loss.
     """
     torch.manual_seed(seed)
-    vae = make_autoencoder()
+    vae = make_autoencoder().to(scenes.images.device)
     optimizer = torch.optim.AdamW(vae.parameters(), rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     for step, rows in zip(range(steps), scenes.batches(batch, seed), strict=False):

@@ -53,10 +53,10 @@ def train_text_encoder(
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    encoder = make_text_encoder(tokenizer).train()
     targets = scenes.layouts
-    head = LayoutHead(targets.shape[1])
-    ids = tokenize(tokenizer, scenes.prompts)
+    encoder = make_text_encoder(tokenizer).to(targets.device).train()
+    head = LayoutHead(targets.shape[1]).to(targets.device)
+    ids = tokenize(tokenizer, scenes.prompts).to(targets.device)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)

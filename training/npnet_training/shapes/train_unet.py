@@ -48,18 +48,19 @@ def train_unet(
         report: called with stage, step and loss.
     """
     torch.manual_seed(seed)
-    unet = make_unet()
+    device = latents.device
+    unet = make_unet().to(device)
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
-    kept = make_scheduler().alphas_cumprod
+    kept = make_scheduler().alphas_cumprod.to(device)
     variance = latents.var()
     pure = round(PURE_SHARE * min(batch, len(latents)))
     for step, rows in zip(range(steps), Batches(len(latents), batch, seed), strict=False):
         clean, text = latents[rows], embeds[ids[rows]]
-        text = torch.where(torch.rand(len(rows), 1, 1) < DROPPED, empty, text)
-        time = torch.randint(0, len(kept), (len(rows),))
-        time[:pure] = torch.randint(PURE_FROM, len(kept), (pure,))
+        text = torch.where(torch.rand(len(rows), 1, 1, device=device) < DROPPED, empty, text)
+        time = torch.randint(0, len(kept), (len(rows),), device=device)
+        time[:pure] = torch.randint(PURE_FROM, len(kept), (pure,), device=device)
         alpha, sigma = (part.sqrt().view(-1, 1, 1, 1) for part in (kept[time], 1 - kept[time]))
         noise = torch.randn_like(clean)
         noisy = alpha * clean + sigma * noise
