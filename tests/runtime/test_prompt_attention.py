@@ -182,3 +182,16 @@ def test_half_precision_says_what_stays_float32(weights: Path, tmp_path: Path) -
         WeightsRequest(None, str(weights)), tmp_path / "half", "own", "torch", "fp16", device="cpu"
     )
     assert "norms" in export(settings).manifest.float32_parts
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["torch", "aoti"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_on_a_gpu(engine: str, precision: str, weights: Path, tmp_path: Path) -> None:
+    request = WeightsRequest(None, str(weights))
+    bundle = export(ExportSettings(request, tmp_path / "engine", "own", engine, precision, device="cuda"))
+    golden = GoldenNoise(bundle, device="cuda")
+    noise, prompts = (tensor.cuda() for tensor in noise_and_prompts(SQUARE, 5))
+    expected = network_from_state(SQUARE, random_state(SQUARE, 0)).cuda()(noise, prompts)
+    error = (golden(noise, prompts) - expected).square().mean().sqrt()
+    assert error <= (5e-5 if precision == "fp32" else 2e-3)

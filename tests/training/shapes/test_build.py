@@ -25,6 +25,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path) -> None:
+    steps = {"autoencoder_steps": 3, "text_steps": 3, "unet_steps": 4, "save_every": 2, "main": 4, "weak": 2}
+    settings = build.BuildSettings(output=tmp_path / "model", scenes=64, judged=2, device="cuda", **steps)
+    assert build.build(settings)["device"] != "cpu"
+    assets.check(tmp_path / "model")
+
+
 def test_a_word_is_a_token() -> None:
     tokenizer = make_tokenizer()
     for word in WORDS:
