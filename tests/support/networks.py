@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.config import NPNetConfig, SwinConfig
+from npnet_runtime.prompt_attention import PromptAttentionConfig
 from npnet_runtime.published import published_name
 from npnet_runtime.random_weights import scaled_state
 
@@ -27,6 +28,7 @@ SMALL = NPNetConfig(
     spectral_mlp_hidden=24,
     swin=SMALL_SWIN,
 )
+SMALL_ATTENTION = PromptAttentionConfig(4, 16, 16, 5, 12, channels=(8, 16), heads=2)
 # Every way in which a network may differ from the published one.
 SHAPES = {
     "small": SMALL,
@@ -66,7 +68,9 @@ def parity_state(config: NPNetConfig) -> dict[str, Tensor]:
     return scaled_state(config, lambda name, shape: parity_draw(published_name(name), shape))
 
 
-def noise_and_prompts(config: NPNetConfig, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def noise_and_prompts(
+    config: NPNetConfig | PromptAttentionConfig, batch: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Unit-variance noise and prompt embeddings."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch, *config.latent_shape, generator=generator)
