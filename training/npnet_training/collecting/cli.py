@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 import time
 
-from npnet_runtime.errors import NPNetError
 from npnet_training.collecting.collector import Collector, Progress, collect
 from npnet_training.collecting.items import items
 from npnet_training.collecting.settings import CollectSettings
-from npnet_training.settings import parse
+from npnet_training.command import run
 
 EPILOG = """example:
   npnet-collect --model sdxl --prompts prompts.txt --output pairs --scorers pickscore --device cuda
@@ -20,19 +19,14 @@ exit status: 0, 1 if no pair was kept, 2 for an error; after an error or a kill,
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    try:
-        settings = parse(CollectSettings, "npnet-collect", argv, epilog=EPILOG)
-        print(settings.to_yaml(), file=sys.stderr)
-        if settings.dry_run:
-            _estimate(settings)
-            return 0
-        progress = collect(settings, _report)
-    except NPNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; go on with --resume", file=sys.stderr)
-        return 130
+    return run(CollectSettings, "npnet-collect", EPILOG, argv, _work)
+
+
+def _work(settings: CollectSettings) -> int:
+    if settings.dry_run:
+        _estimate(settings)
+        return 0
+    progress = collect(settings, _report)
     print(f"{settings.output}: {progress.pairs} pairs, {progress.kept} kept ({_share(progress)})")
     if not progress.kept:
         print("no pair was kept: try another --rule, --redenoise.guidance or more prompts", file=sys.stderr)

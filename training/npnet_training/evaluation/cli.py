@@ -6,13 +6,12 @@ import sys
 import time
 from itertools import islice
 
-from npnet_runtime.errors import NPNetError
+from npnet_training.command import run
 from npnet_training.evaluation.arms import PLAIN
 from npnet_training.evaluation.evaluator import Evaluator, evaluate
 from npnet_training.evaluation.report import write_report
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.prompts import read_prompts
-from npnet_training.settings import parse
 
 EPILOG = """example:
   npnet-evaluate --model sdxl --prompts drawbench.csv --output evaluation --device cuda --dtype float16 \\
@@ -24,26 +23,21 @@ exit status: 0, 2 for an error, 130 interrupted; after an error or a kill, run i
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    try:
-        settings = parse(EvaluateSettings, "npnet-evaluate", argv, epilog=EPILOG)
-        print(settings.to_yaml(), file=sys.stderr)
-        if settings.dry_run:
-            _estimate(settings)
-            return 0
-        began = time.perf_counter()
+    return run(EvaluateSettings, "npnet-evaluate", EPILOG, argv, _work)
 
-        def report(images: int) -> None:
-            seconds = time.perf_counter() - began
-            print(f"{images} images of each arm, {seconds:.0f} s", file=sys.stderr, flush=True)
 
-        results = evaluate(settings, report=report)
-        summary = write_report(results, settings.output, resamples=settings.resamples)
-    except NPNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; go on with --resume", file=sys.stderr)
-        return 130
+def _work(settings: EvaluateSettings) -> int:
+    if settings.dry_run:
+        _estimate(settings)
+        return 0
+    began = time.perf_counter()
+
+    def report(images: int) -> None:
+        seconds = time.perf_counter() - began
+        print(f"{images} images of each arm, {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    results = evaluate(settings, report=report)
+    summary = write_report(results, settings.output, resamples=settings.resamples)
     for name, entry in summary["results"].items():
         for scorer, found in entry["scores"].items():
             change = "" if name == PLAIN else f", {found['low']:+.4g} to {found['high']:+.4g} against plain"

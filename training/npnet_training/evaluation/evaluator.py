@@ -140,34 +140,22 @@ def evaluate(
         TrainingError: a model, arm, scorer or prompt is wrong.
     """
     prompts = list(islice(read_prompts(settings.prompts), settings.max_prompts))
-    repeated = [prompt for prompt in dict.fromkeys(map(_Key, prompts)) for _ in range(settings.seeds)]
+    distinct: dict[str, Prompt] = {}
+    for prompt in prompts:
+        distinct.setdefault(prompt.text, prompt)  # duplicates would count twice
+    repeated = [prompt for prompt in distinct.values() for _ in range(settings.seeds)]
     evaluator = Evaluator(settings, arms)
     _begin(settings, evaluator)
-    shown = 0
     for first in range(0, len(repeated), settings.batch):
-        part = [key.prompt for key in repeated[first : first + settings.batch]]
+        part = repeated[first : first + settings.batch]
         path = batch_path(settings.output, first)
         if not _done(path, part):
             values, images = evaluator.make(part, first)
             _save_pictures(settings, first, images)
             with atomic_file(path) as temporary:
                 temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
-        shown = min(first + settings.batch, len(repeated))
-        report(shown)
-    return Results.read(settings.output, shown)
-
-
-class _Key:
-    """A prompt, equal to others of the same text: duplicates would count twice."""
-
-    def __init__(self, prompt: Prompt) -> None:
-        self.prompt = prompt
-
-    def __hash__(self) -> int:
-        return hash(self.prompt.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other.prompt.text == self.prompt.text
+        report(first + len(part))
+    return Results.read(settings.output, len(repeated))
 
 
 def _begin(settings: EvaluateSettings, evaluator: Evaluator) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from npnet_runtime.errors import NPNetError
-from npnet_training.settings import parse
+from npnet_training.command import run
 from npnet_training.training.settings import TrainSettings
 
 EPILOG = """example:
@@ -19,23 +18,18 @@ exit status: 0, or 2 for an error; after a kill, run it again with --resume
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    try:
-        settings = parse(TrainSettings, "npnet-train", argv, epilog=EPILOG)
-        print(settings.to_yaml(), file=sys.stderr)
-        from npnet_training.training.loop import BEST, LAST, train
+    return run(TrainSettings, "npnet-train", EPILOG, argv, _work)
 
-        if settings.dry_run:
-            from npnet_training.training.estimate import estimate
 
-            print(estimate(settings))
-            return 0
-        summary = train(settings, _report)
-    except NPNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; go on with --resume", file=sys.stderr)
-        return 130
+def _work(settings: TrainSettings) -> int:
+    from npnet_training.training.loop import BEST, LAST, train
+
+    if settings.dry_run:
+        from npnet_training.training.estimate import estimate
+
+        print(estimate(settings))
+        return 0
+    summary = train(settings, _report)
     last = summary["last"]
     name = BEST if summary["best_validation_mse"] is not None else LAST
     print(

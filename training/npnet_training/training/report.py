@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
     network = checkpoint.read(path).network().to(device)
     names = ABLATIONS if isinstance(network, NPNet) else {}
     variants: dict[str, Network] = {"whole": network} | {
-        name: _without(checkpoint.read(path).network().to(device), zeroed) for name, zeroed in names.items()
+        name: _without(copy.deepcopy(network), zeroed) for name, zeroed in names.items()
     }
     errors = dict.fromkeys([*variants, "prompts of others", "identity"], 0.0)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -1,0 +1,36 @@
+"""What the command lines of this package share: settings, their echo, and errors as exit statuses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from npnet_runtime.errors import NPNetError
+from npnet_training.settings import S, parse
+
+
+def run(
+    cls: type[S], prog: str, epilog: str, arguments: Sequence[str] | None, work: Callable[[S], int]
+) -> int:
+    """Parse and print the settings, and do the work.
+
+    Args:
+        cls: of the settings.
+        prog: name of the command.
+        epilog: text below the options in `--help`.
+        arguments: of the command line; None for those of the process.
+        work: what the command does; returns its exit status.
+
+    Returns:
+        That status, 2 after an error, 130 if it was interrupted.
+    """
+    try:
+        settings = parse(cls, prog, arguments, epilog=epilog)
+        print(settings.to_yaml(), file=sys.stderr)
+        return work(settings)
+    except NPNetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume", file=sys.stderr)
+        return 130
