@@ -26,7 +26,7 @@ MAX_OBJECTS = 3
 HELD_OUT_SHARE = 0.2
 Split = Literal["train", "held-out"]
 # How often a prompt has one, two or three objects.
-_TRAIN_COUNTS, _HELD_OUT_COUNTS = (0.15, 0.55, 0.30), (0.0, 0.6, 0.4)
+_TRAIN_COUNTS, _HELD_OUT_COUNTS = (0.15, 0.65, 0.20), (0.0, 0.8, 0.2)
 
 
 class ShapesError(PromptsError):

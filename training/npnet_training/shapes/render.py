@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,12 @@ PALETTE: dict[str, tuple[float, float, float]] = {
     "purple": (0.62, 0.20, 0.78),
     "cyan": (0.15, 0.80, 0.85),
 }
-_RADII = {1: (5.0, 8.0), 2: (4.2, 6.0), 3: (3.3, 4.1)}  # in pixels, by number of things
+_RADII = {1: (5.5, 6.5), 2: (4.8, 5.6), 3: (3.5, 3.9)}  # in pixels, by number of things
 _LONGEST = 1.18  # half the side of the longest shape, the cross, in radii
 _REACH = 1.28  # from the centre to the image's edge at least, in radii
 _GAP = 2.0  # pixels between two things at least
+# How much in pixels a scene varies: the more, the longer a denoiser trains before its shapes are sharp.
+_FURTHER, _ASIDE, _OFF_CENTRE = 2.0, 1.5, 2.0
 Image = NDArray[np.float32]
 
 
@@ -61,30 +63,36 @@ def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) ->
 
 
 def place(facts: Facts, generator: random.Random) -> list[Placed]:
-    """Random places at which the facts hold: further apart along a relation than across it."""
+    """Random places at which the facts hold: one beside the other, the whole about the middle of the image."""
     while True:
-        placed = [_somewhere(facts.things[0], len(facts.things), generator)]
+        placed = [Placed(facts.things[0], 0.0, 0.0, _radius(len(facts.things), generator))]
         for _, relation, thing in facts.links:
             placed.append(_beside(placed[-1], relation, thing, len(facts.things), generator))
+        placed = _centred(placed, generator)
         if all(_inside(item) for item in placed) and _apart(placed):
             return placed
 
 
-def _somewhere(thing: Thing, count: int, generator: random.Random) -> Placed:
-    radius = generator.uniform(*_RADII[count])
-    x, y = (generator.uniform(_REACH * radius, SIZE - _REACH * radius) for _ in range(2))
-    return Placed(thing, x, y, radius)
+def _radius(count: int, generator: random.Random) -> float:
+    return generator.uniform(*_RADII[count])
 
 
 def _beside(other: Placed, relation: str, thing: Thing, count: int, generator: random.Random) -> Placed:
-    radius = generator.uniform(*_RADII[count])
-    nearest = _LONGEST * (radius + other.radius) + _GAP
-    along = generator.uniform(nearest, max(nearest, 1.5 * SIZE / count))
-    across = along * generator.uniform(-0.6, 0.6)
+    radius = _radius(count, generator)
+    along = _LONGEST * (radius + other.radius) + _GAP + generator.uniform(0, _FURTHER)
+    across = generator.uniform(-_ASIDE, _ASIDE)
     if relation in ("right of", "below"):
         along = -along
     dx, dy = (along, across) if relation in ("left of", "right of") else (across, along)
     return Placed(thing, other.x + dx, other.y + dy, radius)
+
+
+def _centred(placed: list[Placed], generator: random.Random) -> list[Placed]:
+    """The same, moved: the middle of its extent within `_OFF_CENTRE` of the image's."""
+    by = []
+    for axis in ([item.x for item in placed], [item.y for item in placed]):
+        by.append(SIZE / 2 - (min(axis) + max(axis)) / 2 + generator.uniform(-_OFF_CENTRE, _OFF_CENTRE))
+    return [replace(item, x=item.x + by[0], y=item.y + by[1]) for item in placed]
 
 
 def _inside(item: Placed) -> bool:
