@@ -38,3 +38,7 @@ class TrainError(TrainingError):
 
 class EvaluateError(TrainingError):
     """An evaluation that cannot start or go on."""
+
+
+class StudyError(TrainingError):
+    """A study whose networks are missing or unknown."""

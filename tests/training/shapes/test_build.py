@@ -19,21 +19,11 @@ from npnet_training.shapes.networks import TOKENS, WIDTH, WORDS, make_tokenizer
 from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, train_decoder
 
 pytest.importorskip("diffusers")
-SMALL = {"autoencoder_steps": 3, "decoder_steps": 2, "text_steps": 3, "unet_steps": 4, "weak": 2} | {
-    "save_every": 2, "look_every": 2, "scenes": 64, "judged": 1,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shapes") / "model"
-    build.build(build.BuildSettings(output=folder, **SMALL))
-    return folder
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(tmp_path: Path) -> None:
-    settings = build.BuildSettings(output=tmp_path / "model", device="cuda", **SMALL)
+def test_on_a_gpu(tmp_path: Path, small: dict[str, int]) -> None:
+    settings = build.BuildSettings(output=tmp_path / "model", device="cuda", **small)
     assert build.build(settings)["device"] != "cpu"
     assets.check(tmp_path / "model")
 
@@ -78,16 +68,16 @@ def test_metrics_are_kept(built: Path) -> None:
 
 
 def test_goes_on_after_a_kill_to_the_same_weights(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, small: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = build.BuildSettings(output=tmp_path / "model", **SMALL)
+    settings = build.BuildSettings(output=tmp_path / "model", **small)
     with monkeypatch.context() as patch:
         patch.setattr(build.UNetTraining, "run", _killed_after(2, build.UNetTraining.run))
         with pytest.raises(KeyboardInterrupt):
             build.build(settings)
     assert not settings.output.exists()
     with pytest.raises(TrainError, match=r"seed: expected 0, given 1"):
-        build.build(build.BuildSettings(output=settings.output, seed=1, **SMALL))
+        build.build(build.BuildSettings(output=settings.output, seed=1, **small))
     with monkeypatch.context() as patch:  # the finished parts are not trained again
         patch.setattr(build, "train_autoencoder", None)
         patch.setattr(build, "train_text_encoder", None)

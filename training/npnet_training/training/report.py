@@ -49,7 +49,7 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
     network = checkpoint.read(path).network().to(device)
     names = ABLATIONS if isinstance(network, NPNet) else {}
     variants: dict[str, Network] = {"whole": network} | {
-        name: _without(copy.deepcopy(network), zeroed) for name, zeroed in names.items()
+        name: ablated(copy.deepcopy(network), name) for name in names
     }
     errors = dict.fromkeys([*variants, "prompts of others", "identity"], 0.0)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -77,8 +77,9 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
     }
 
 
-def _without(network: Network, names: tuple[str, ...]) -> Network:
-    for name in names:
+def ablated(network: Network, ablation: str) -> Network:
+    """The same NPNet without branches, one of `ABLATIONS`; changed in place."""
+    for name in ABLATIONS[ablation]:
         network.get_parameter(name).data.zero_()
     return network
 
