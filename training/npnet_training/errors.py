@@ -28,6 +28,10 @@ class DatasetError(TrainingError):
     """A dataset of noise pairs that is missing, damaged, of other settings, or without a usable pair."""
 
 
+class StorageError(TrainingError, OSError):
+    """A place of files that is unknown, needs a package, or cannot be reached."""
+
+
 class ScorerError(TrainingError):
     """A scorer that is unknown, cannot be loaded, or gives no number for an image."""
 

@@ -104,7 +104,7 @@ class TrainSettings(Settings):
     """Train a network that makes golden noise on datasets of noise pairs."""
 
     data: tuple[str, ...] = Field(min_length=1)
-    """Folders of noise pairs, as npnet-collect writes them."""
+    """Folders or URLs of noise pairs, as npnet-collect writes them."""
     output: Path
     """Folder of the run: checkpoints, training state, curves, report."""
     resume: bool = False
