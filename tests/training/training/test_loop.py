@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -144,18 +145,49 @@ def test_early_stopping(data: Path, tmp_path: Path) -> None:
     assert train(settings_for(data, tmp_path / "run", validation=validation))["steps"] == 3
 
 
-def test_two_processes_train_what_one_does(data: Path, tmp_path: Path) -> None:
-    config = tmp_path / "train.yaml"
-    config.write_text(settings_for(data, tmp_path / "two", max_steps=4).to_yaml())
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*launch, *options, "-m", "npnet_training.training.cli", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def launch(module: str, settings: TrainSettings, folder: Path) -> None:
+    """Run the command in two processes."""
+    config = folder / "train.yaml"
+    config.write_text(settings.to_yaml())
+    # `accelerate launch --cpu` starts one process, whatever it is told.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", module, "--config", str(config)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    train(settings_for(data, tmp_path / "one", max_steps=4))
-    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-3)
+
+
+def validations(run: Path) -> list[dict[str, float]]:
+    history = json.loads((run / "run.json").read_text())["history"]
+    return [entry["validation"] for entry in history if "validation" in entry]
+
+
+@pytest.mark.parametrize("module", ["npnet_training.training.cli", "support.sharded_training"])
+def test_two_processes_train_what_one_does(data: Path, tmp_path: Path, module: str) -> None:
+    """The second shards weights, their average and the moments of the optimizer."""
+    options: dict[str, Any] = {
+        "validation": {"share": 0.2, "every": 2}, "accumulation": 2, "max_steps": 6,
+        "optimizer": {"learning_rate": 3e-3, "ema": 0.9, "clip": 0.01},
+    }  # fmt: skip
+    launch(module, settings_for(data, tmp_path / "two", **options | {"max_steps": 4}), tmp_path)
+    launch(module, settings_for(data, tmp_path / "two", resume=True, **options), tmp_path)
+    train(settings_for(data, tmp_path / "one", **options))
+    for one, two in zip(*(validations(tmp_path / run) for run in ("one", "two")), strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    for name in ("best.safetensors", "last.safetensors", "state-00000006/tensors.safetensors"):
+        one, two = (load_file(tmp_path / run / name) for run in ("one", "two"))
+        assert {key: value.shape for key, value in one.items()} == {k: v.shape for k, v in two.items()}
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
+
+
+def test_checkpoints_hold_the_average(data: Path, tmp_path: Path) -> None:
+    train(settings_for(data, tmp_path / "run", max_steps=4))
+    written = load_file(tmp_path / "run" / "last.safetensors")
+    state = load_file(tmp_path / "run" / "state-00000004" / "tensors.safetensors")
+    for name, value in written.items():
+        torch.testing.assert_close(value, state[f"average.{name}"].reshape(value.shape), rtol=0, atol=0)
+    assert (written["alpha"] - state["weights.alpha"]).abs() > 1e-4
 
 
 def test_only_the_same_run_is_resumed(data: Path, tmp_path: Path) -> None:

@@ -24,7 +24,13 @@ from npnet_training.training.averaging import WeightAverage
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.data import TrainingData, open_data
 from npnet_training.training.losses import Loss, make_loss, target_of
-from npnet_training.training.networks import autocast_products, freeze, make_network, parameter_groups
+from npnet_training.training.networks import (
+    autocast_products,
+    freeze,
+    make_network,
+    parameter_groups,
+    without_scalars,
+)
 from npnet_training.training.order import BatchOrder, BatchRows
 from npnet_training.training.report import CURVES, describe, draw_curves
 from npnet_training.training.schedule import learning_rate
@@ -83,6 +89,7 @@ class Trainer:
         network = make_network(settings, self.data.pairs.info)
         freeze(network, settings.freeze, from_nothing=settings.start_from is None)
         self.config: Any = network.config
+        self.scalars = without_scalars(network)
         if settings.precision == "bf16":
             autocast_products(network, self.accelerator.device.type)
         if settings.compile:
@@ -215,6 +222,7 @@ class Trainer:
         with self.average.applied():
             weights = whole_weights(self.accelerator.unwrap_model(self.network))
         if self.accelerator.is_main_process:
+            weights |= {name: weights[name].reshape(()) for name in self.scalars}
             checkpoint.write(self.settings.output / name, weights, self.config)
 
     def _save_state(self) -> None:
