@@ -16,7 +16,7 @@ from npnet_training.training.settings import TrainSettings
 
 def estimate(settings: TrainSettings) -> str:
     """Pairs, steps, sizes, and a time measured on one batch; nothing is written."""
-    pairs = PairDataset.open(settings.data)
+    pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
     info, size = pairs.info, min(settings.batch_size // settings.accumulation, len(pairs))
     network = make_network(settings, info)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -167,6 +167,11 @@ class TrainSettings(Settings):
         """Whether the network is given the SVD of its noise."""
         return self.network.kind == "npnet"
 
+    @property
+    def uses_target(self) -> bool:
+        """Whether the loss compares with what the pairs' targets give, so that only kept pairs will do."""
+        return self.loss != "reward" and not (self.loss == "image" and self.image.reference == "source")
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.batch_size % self.accumulation:
