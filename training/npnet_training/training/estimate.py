@@ -32,7 +32,7 @@ def estimate(settings: TrainSettings) -> str:
         began = time.perf_counter()
         value = loss(network(source, text, factors), batch)
         value.backward()
-        float(value)
+        float(value.detach())
         seconds = time.perf_counter() - began
     train = round(len(pairs) * (1 - settings.validation.share))
     steps = min(settings.epochs * (train // settings.batch_size), settings.max_steps or 2**63)
