@@ -36,6 +36,10 @@ class ScorerError(TrainingError):
     """A scorer that is unknown, cannot be loaded, or gives no number for an image."""
 
 
+class RewardError(TrainingError):
+    """A reward that is unknown, cannot be loaded, or gives no numbers with a gradient."""
+
+
 class TrainError(TrainingError):
     """A training run that cannot start, go on, or be resumed."""
 

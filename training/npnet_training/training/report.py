@@ -94,14 +94,18 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
     trained = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     judged = [(entry["step"], entry["validation"]) for entry in history if "validation" in entry]
     if trained:
         axes.plot(*zip(*trained, strict=True), label="training loss", alpha=0.6)
     if judged:
-        axes.plot([step for step, _ in judged], [found["mse"] for _, found in judged], label="validation MSE")
+        steps = [step for step, _ in judged]
+        for name, label in (("loss", "validation loss"), ("mse", "validation MSE")):
+            axes.plot(steps, [found[name] for _, found in judged], label=label)
         axes.axhline(judged[-1][1]["identity"], color="grey", linestyle="--", label="identity map")
+    if all(loss > 0 for _, loss in trained) and all(found["loss"] > 0 for _, found in judged):
+        axes.set_yscale("log")  # a reward's loss may be below zero
     if trained or judged:
         axes.legend()
     with atomic_file(path) as temporary:
