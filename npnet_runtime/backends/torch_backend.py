@@ -30,6 +30,8 @@ class TorchBackend:
         BundleError: the weights were changed, or do not fit the manifest's configuration.
     """
 
+    capture_obstacle = None
+
     def __init__(self, bundle: EngineBundle, device: torch.device, kernels: Kernels = "auto") -> None:
         self.device = device
         self._kernels = kernels
