@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.caches import Cache, content_key
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import BackendError, BundleError, InputError
 from npnet_runtime.hot_path import GraphPath, HostPath, StreamPath, choose_graphs
 from npnet_runtime.hot_path import Path as HotPath
@@ -30,7 +30,8 @@ from npnet_runtime.inputs import (
     check_prompt_shape,
 )
 from npnet_runtime.passes import SIGNS, capture_obstacle, make_pass
-from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens
+from npnet_runtime.prepared import PreparedNoise
+from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens, one_for_each
 from npnet_runtime.resolution import (
     ResolutionPolicy,
     check_resolution_policy,
@@ -40,27 +41,6 @@ from npnet_runtime.resolution import (
 
 if TYPE_CHECKING:
     from npnet_runtime.integrations.diffusers import GivenLatents
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedNoise:
-    """Noise with the work done that needs no prompt; pass it to `GoldenNoise` in place of the noise.
-
-    It does not depend on the prompt: prepare a seed once, use it with any prompt. It may be in use, or in a
-    cache: leave its tensors as they are.
-
-    Args:
-        noise: (B, C, H, W), a copy of what was given.
-        spectral: (B, *config.latent_shape) float32, the finished spectral half of an NPNet; None for another
-            kind of network, which can do nothing before the prompt is known.
-        engine: digest of the bundle that made it.
-        ready: on CUDA, the end of the work on both tensors, which may still be going on. A call waits for it.
-    """
-
-    noise: Tensor
-    spectral: Tensor | None
-    engine: str
-    ready: torch.cuda.Event | None = None
 
 
 class GoldenNoise:
@@ -180,14 +160,14 @@ class GoldenNoise:
         )
         if prepared is None and self._cache.size and source.device.type == "cpu":
             prepared = self._prepare(source, None)
-        early = self._claim(prepared) if prepared is not None else None
+        early = prepared.claim() if prepared is not None else None
         # Made outside inference mode, so that callers may change it in place.
         golden = torch.empty_like(source, memory_format=torch.contiguous_format, requires_grad=False)
         with self._quiet():
             native = source.float().contiguous()
             network_noise = to_network_size(native, config)
             fitted = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
-            embeds = _one_for_each(fitted, len(source))
+            embeds = one_for_each(fitted, len(source))
             resized = network_noise is not native
             out = torch.empty_like(network_noise) if resized else golden
 
@@ -261,6 +241,11 @@ class GoldenNoise:
         """
         check_noise_shape(noise, self.bundle.manifest.config, self._resolution)
         check_prompt_shape(prompt_embeds, noise[0], self.bundle.manifest.config, self._tokens)
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls are replayed from CUDA graphs; `report()` says why."""
+        return self._graphs.captured
 
     def report(self) -> str:
         """What runs and why, and how well it agreed with the float32 network when it was built."""
@@ -346,48 +331,11 @@ class GoldenNoise:
 
         return self._cache.get(key, make)
 
-    def _claim(self, prepared: PreparedNoise) -> Tensor | None:
-        """The spectral half, for use on the current stream."""
-        if prepared.ready is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(prepared.ready)
-            for tensor in (prepared.noise, prepared.spectral):
-                if tensor is not None:
-                    tensor.record_stream(current)  # the caller may drop it before this stream is done
-        return prepared.spectral
-
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """No gradients, and the precision of the bundle whatever the caller's autocast says."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             yield
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, with an index if it is a CUDA device; by default CUDA where there is any.
-
-    Raises:
-        BackendError: no such kind of device.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise BackendError(f"device: expected cpu, cuda or cuda:N, given {device!r}") from error
-    if resolved.type == "cuda" and resolved.index is None:
-        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
-        return torch.device("cuda", index)
-    return torch.device("cpu") if resolved.type == "cpu" else resolved  # cpu:0 is cpu
-
-
-def _one_for_each(prompt_embeds: Tensor, batch: int) -> Tensor:
-    """(P, tokens, width) -> (batch, tokens, width), each prompt for batch / P noises in a row."""
-    if len(prompt_embeds) == 1:
-        return prompt_embeds.expand(batch, -1, -1)
-    if len(prompt_embeds) == batch:
-        return prompt_embeds
-    return prompt_embeds.repeat_interleave(batch // len(prompt_embeds), dim=0)
 
 
 def _reopen(path: str, options: dict[str, Any]) -> GoldenNoise:

@@ -141,12 +141,16 @@ class TestGraphs:
             run(path, *noise_and_prompts(SMALL, 1))
             assert before(first, clocks(steps)["with"])
 
-    def test_calls_do_not_wait_for_preparations(self, path, steps, cuda: Cuda) -> None:
+    def test_calls_and_preparations_share_nothing(self, path, steps, cuda: Cuda) -> None:
+        """They run on different streams, and the graphs of a lane have one memory."""
         noise, prompts = noise_and_prompts(SMALL, 1)
         early = path.prepare(noise).tensor
         busy = clocks(steps)["before"]
         run(path, noise, prompts, early)
-        assert not before(busy, clocks(steps)["finish"])
+        run(path, noise, prompts)
+        assert not before(busy, clocks(steps)["with"])
+        kinds = [{kind for kind, _ in lane.calls} for lane in (*path._calls._free, *path._preparations._free)]
+        assert kinds == [{"noise", "prepared noise"}, {"prepare"}]
 
     def test_an_error_costs_the_buffers_only(self, path: GraphPath, steps, monkeypatch) -> None:
         noise, prompts = noise_and_prompts(SMALL, 1)
