@@ -38,3 +38,7 @@ class TrainError(TrainingError):
 
 class EvaluateError(TrainingError):
     """An evaluation that cannot start or go on."""
+
+
+class DemoError(TrainingError):
+    """A demo that cannot start, or whose results cannot be written."""

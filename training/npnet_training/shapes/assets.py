@@ -47,8 +47,8 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ShapesAssetsError(
-            f"no weights of the embedded model are in {folder}: make them with "
-            "python -m npnet_training.shapes.build --output DIR, about an hour, and give that DIR as the model"
+            f"{folder}: expected the embedded model, found no such folder; make one with "
+            "python -m npnet_training.shapes.build --output DIR, which takes about an hour"
         )
     try:
         return check_files(folder)
