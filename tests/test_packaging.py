@@ -76,7 +76,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
 
 
 def test_bundled_models_are_as_listed(wheel: zipfile.ZipFile) -> None:
-    """Every file of the embedded model is in the wheel, listed with licence and sha256, and nothing else is."""
+    """Every file of the embedded model is in the wheel, and listed with licence and sha256; no other is."""
     folder = "npnet_training/shapes/assets/"
     packed = {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
     if not (PACKAGES["npnet_training"] / folder).is_dir():

@@ -59,7 +59,7 @@ def _strict(denoisers: Mapping[str, Any]) -> Table:
         for arm, found in entry["arms"].items():
             strict = found[STRICT]
             rows.append((name, arm, f"{COST[arm]}x", f"{100 * strict['rate']:.1f} %", *_against(strict)))
-    header = ("denoiser", "noise", "cost", "right", "points, 95 % interval", "won/tied/lost", "p")
+    header = ("model", "noise", "cost", "right", "points (95 %)", "won/tied/lost", "p")
     title = "Images in which everything is right, against plain noise from the same seeds"
     return Table(title, header, tuple(rows))
 
@@ -84,5 +84,5 @@ def _facts(denoisers: Mapping[str, Any]) -> Table:
              _points(golden[kind]))
             for kind in plain if kind != STRICT
         ]  # fmt: skip
-    header = ("denoiser", "fact", PLAIN, GOLDEN, "points, 95 % interval")
+    header = ("model", "fact", PLAIN, GOLDEN, "points (95 %)")
     return Table("Facts that hold, by kind", header, tuple(rows))
