@@ -18,6 +18,7 @@ from npnet_runtime.errors import BundleError
 from npnet_runtime.files import atomic_directory, sha256
 from npnet_runtime.manifest import FILENAME, BundleFile, Manifest
 from npnet_runtime.models import MODELS
+from npnet_runtime.packaged import PACKAGED
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class EngineBundle:
         """The command that writes this bundle again."""
         manifest = self.manifest
         options: dict[str, Any] = {
-            "--model": manifest.model if manifest.model in MODELS else None,
+            "--model": manifest.model if manifest.model in (*MODELS, *PACKAGED) else None,
             "--weights": manifest.weights.get("source") if "random_seed" not in manifest.weights else None,
             "--random-weights": manifest.weights.get("random_seed"),
             "--engine": manifest.engine,

@@ -16,6 +16,10 @@ class CheckpointError(NPNetError):
     """A checkpoint that is unreadable, foreign, incomplete, or for another model."""
 
 
+class PackagedError(NPNetError):
+    """Weights bundled with the project that are missing, not listed, or altered."""
+
+
 class DownloadError(NPNetError):
     """Weights that could not be fetched from the Hugging Face hub."""
 

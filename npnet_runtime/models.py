@@ -30,6 +30,11 @@ class ModelSpec:
     pipeline_class: str
     guidance_scale: float
 
+    @property
+    def description(self) -> str:
+        """Where the weights are, in words."""
+        return f"{self.repository}:{self.filename} on the Hugging Face hub"
+
 
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,7 @@ MAY_IMPORT = {
     "npnet_kernels": set(),
     "npnet_runtime": {"npnet_kernels"},
     "npnet_export": {"npnet_kernels", "npnet_runtime"},
-    "npnet_training": {"npnet_kernels", "npnet_runtime"},
+    "npnet_training": {"npnet_kernels", "npnet_runtime", "npnet_export"},
 }
 EXISTING = [name for name, folder in PACKAGES.items() if (folder / name).is_dir()]
 
@@ -69,7 +71,23 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
     entry_points = wheel.read(f"{folder}/entry_points.txt").decode()
-    assert "npnet-export = npnet_export.cli:main" in entry_points
+    for command in ("npnet-export = npnet_export.cli:main", "npnet-demo = npnet_training.demo.cli:main"):
+        assert command in entry_points
+
+
+def test_bundled_models_are_as_listed(wheel: zipfile.ZipFile) -> None:
+    """Every file of the embedded model is in the wheel, and listed with licence and sha256; no other is."""
+    folder = "npnet_training/shapes/assets/"
+    packed = {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
+    if not (PACKAGES["npnet_training"] / folder).is_dir():
+        assert not packed
+        return
+    listing = json.loads(wheel.read(f"{folder}assets.json"))
+    assert listing["licence"] == "Apache-2.0"
+    assert packed - {"assets.json"} == set(listing["files"])
+    assert sum(len(wheel.read(folder + name)) for name in packed) <= 16e6
+    for name, entry in listing["files"].items():
+        assert hashlib.sha256(wheel.read(folder + name)).hexdigest() == entry["sha256"], name
 
 
 @pytest.mark.parametrize("name", EXISTING)

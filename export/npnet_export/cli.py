@@ -22,12 +22,12 @@ from npnet_export.inspection import inspect
 from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
 from npnet_export.verification import record, reference_network, verify
-from npnet_export.weights import WeightsRequest
+from npnet_export.weights import WeightsRequest, all_models, get_model
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import NPNetError
 from npnet_runtime.golden import resolve_device
 from npnet_runtime.manifest import FILENAME
-from npnet_runtime.models import MODELS, get_model
+from npnet_runtime.models import ModelSpec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,16 +162,16 @@ def _size(settings: ExportSettings) -> str:
 
 def _list() -> None:
     print("models:")
-    for spec in MODELS.values():
-        noise, prompt = (
-            "x".join(map(str, shape)) for shape in (spec.config.latent_shape, spec.config.text_shape)
-        )
+    for spec in all_models().values():
         print(
             f"  {spec.name}\n"
-            f"      weights  {spec.repository}:{spec.filename}\n"
-            f"      for      {spec.base_model} ({spec.pipeline_class}), guidance {spec.guidance_scale}\n"
-            f"      noise    {noise}, prompt {prompt}"
+            f"      weights  {spec.description}\n"
+            f"      for      {spec.base_model} ({spec.pipeline_class}), guidance {spec.guidance_scale}"
         )
+        if isinstance(spec, ModelSpec):
+            shapes = (spec.config.latent_shape, spec.config.text_shape)
+            noise, prompt = ("x".join(map(str, shape)) for shape in shapes)
+            print(f"      noise    {noise}, prompt {prompt}")
     print("engines, each in fp32, fp16 or bf16:")
     for name, kind in ENGINES.items():
         print(f"  {name:<12} {kind.description}")

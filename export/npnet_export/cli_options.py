@@ -8,14 +8,15 @@ from pathlib import Path
 from npnet_export.build import SIGN_RULES
 from npnet_export.engines import ENGINES
 from npnet_export.verification import FIRST_SEED
+from npnet_export.weights import all_models
 from npnet_runtime import __version__
-from npnet_runtime.models import MODELS
 
 EXAMPLES = """\
 examples:
   npnet-export --model sdxl                          download the released weights, write engines/sdxl
   npnet-export --model sdxl --weights sdxl.pth       from a checkpoint: .pth or .safetensors
   npnet-export --model sdxl --random-weights 0       without a checkpoint, to try the pipeline
+  npnet-export --model shapes                        the small model that is bundled, no download
   npnet-export --model hunyuan-dit --engine torch --precision fp16
   npnet-export inspect engines/sdxl                  print a bundle and check its files
   npnet-export verify engines/sdxl --samples 64      compare a bundle with float32 PyTorch again
@@ -35,7 +36,7 @@ def export_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(all_models())}")
     _add_weights(parser, "the model's")
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help="default: %(default)s")
     parser.add_argument(

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from npnet_export.errors import ExportError, ParityError
 from npnet_export.parity import TOLERANCES, fresh_inputs, reference
-from npnet_export.weights import WeightsRequest
+from npnet_export.weights import WeightsRequest, all_models
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import InputError
 from npnet_runtime.files import atomic_file
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.manifest import FILENAME, ParityRow
-from npnet_runtime.models import MODELS
 from npnet_runtime.networks import Network, network_from_state
 from npnet_runtime.random_weights import random_state
 
@@ -146,7 +145,7 @@ def reference_network(
         network = network_from_state(manifest.config, random_state(manifest.config, random_seed))
         given: object = random_seed
     else:
-        request = WeightsRequest(MODELS.get(manifest.model), source, offline=offline)
+        request = WeightsRequest(all_models().get(manifest.model), source, offline=offline)
         network, description = request.load()
         given = description["sha256"]
     key = "sha256" if random_seed is None else "random_seed"

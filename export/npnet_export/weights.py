@@ -7,11 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from npnet_runtime import checkpoint
-from npnet_runtime.errors import CheckpointError
+from npnet_runtime.errors import CheckpointError, ConfigError
 from npnet_runtime.hub import download, looks_like_hub_id, split_hub_id
-from npnet_runtime.models import ModelSpec
+from npnet_runtime.models import MODELS, ModelSpec
 from npnet_runtime.networks import Network, NetworkConfig, network_from_state
+from npnet_runtime.packaged import PACKAGED, PackagedModel
 from npnet_runtime.random_weights import random_state
+
+
+def all_models() -> dict[str, ModelSpec | PackagedModel]:
+    """Every model that there are weights of by its name: released ones on the hub, and bundled ones."""
+    return {**MODELS, **PACKAGED}
+
+
+def get_model(name: str) -> ModelSpec | PackagedModel:
+    """One of them.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    models = all_models()
+    if name not in models:
+        raise ConfigError(f"unknown model {name!r}: expected one of {', '.join(models)}")
+    return models[name]
 
 
 @dataclass(frozen=True)
@@ -20,12 +38,12 @@ class WeightsRequest:
 
     Args:
         model: the registered model, or None when a checkpoint of the project's own form says its shapes.
-        source: a path or `owner/repository[:file]`; None for the model's own repository.
+        source: a path or `owner/repository[:file]`; None for the model's own repository or bundled file.
         random_seed: make weights from this seed instead.
         offline: use the hub's cache only.
     """
 
-    model: ModelSpec | None
+    model: ModelSpec | PackagedModel | None
     source: str | None = None
     random_seed: int | None = None
     offline: bool = False
@@ -36,7 +54,7 @@ class WeightsRequest:
         if self.random_seed is not None:
             return f"random weights, seed {self.random_seed}"
         if self.source is None and self.model is not None:
-            return f"{self.model.repository}:{self.model.filename} on the Hugging Face hub"
+            return self.model.description
         if self._is_path():
             return f"the file {self.source}"
         return f"{self.source} on the Hugging Face hub"
@@ -47,23 +65,23 @@ class WeightsRequest:
         Raises:
             CheckpointError: the checkpoint is missing or does not fit.
             DownloadError: the hub does not have it, or cannot be reached.
+            PackagedError: the bundled file is missing or altered.
         """
         config = self.config()
         if self.random_seed is not None and config is not None:
             network = network_from_state(config, random_state(config, self.random_seed))
             return network, {"source": "random", "random_seed": self.random_seed}
         read = checkpoint.read(self._fetch(), config)
-        source = self.source
-        if source is None and self.model is not None:
-            source = f"{self.model.repository}:{self.model.filename}"
-        return read.network(), {"source": source, "form": read.form, "sha256": read.sha256}
+        return read.network(), {**self._named(), "form": read.form, "sha256": read.sha256}
 
     def check(self) -> None:
         """Find out what can be known without loading them.
 
         Raises:
             CheckpointError: a file that does not exist.
+            PackagedError: the bundled file is missing or altered.
         """
+        self._packaged()
         if self._is_path() and not Path(str(self.source)).expanduser().is_file():
             raise CheckpointError(f"{self.source}: expected a checkpoint file, found no such file")
 
@@ -72,13 +90,26 @@ class WeightsRequest:
 
         Raises:
             CheckpointError: a checkpoint of the project's own form that is damaged.
+            PackagedError: the bundled file is missing or altered.
         """
-        if self.model is not None:
+        if isinstance(self.model, ModelSpec):
             return self.model.config
-        return checkpoint.own_config(Path(str(self.source)).expanduser()) if self._is_path() else None
+        path = Path(str(self.source)).expanduser() if self._is_path() else self._packaged()
+        return None if path is None else checkpoint.own_config(path)
 
     def _is_path(self) -> bool:
         return self.source is not None and (Path(self.source).exists() or not looks_like_hub_id(self.source))
+
+    def _packaged(self) -> Path | None:
+        return self.model.path() if self.source is None and isinstance(self.model, PackagedModel) else None
+
+    def _named(self) -> dict[str, str | None]:
+        """Of the weights, for the manifest; no path of this machine where none was given."""
+        if self.source is not None or self.model is None:
+            return {"source": self.source}
+        if isinstance(self.model, PackagedModel):
+            return {"package": self.model.package, "file": f"{self.model.folder}/{self.model.filename}"}
+        return {"source": f"{self.model.repository}:{self.model.filename}"}
 
     def _fetch(self) -> Path:
         if self._is_path():
@@ -86,6 +117,8 @@ class WeightsRequest:
         if self.source is None:
             if self.model is None:
                 raise CheckpointError("no weights named: give --model, --weights or --random-weights")
+            if isinstance(self.model, PackagedModel):
+                return self.model.path()
             return download(self.model.repository, self.model.filename, offline=self.offline)
-        default = self.model.filename if self.model else "model.safetensors"
+        default = self.model.filename if isinstance(self.model, ModelSpec) else "model.safetensors"
         return download(*split_hub_id(self.source, default), offline=self.offline)

@@ -8,6 +8,8 @@ import pytest
 
 from npnet_training.collecting import cli as collecting
 from npnet_training.collecting.settings import CollectSettings
+from npnet_training.demo import cli as demo
+from npnet_training.demo.settings import DemoSettings
 from npnet_training.evaluation import cli as evaluation
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.settings import parse
@@ -17,15 +19,16 @@ from npnet_training.training.settings import TrainSettings
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "npnet-collect": CollectSettings, "npnet-train": TrainSettings, "npnet-evaluate": EvaluateSettings,
+    "npnet-demo": DemoSettings,
 }  # fmt: skip
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "training/README.md")),
-    *(module.EPILOG for module in (collecting, training, evaluation)),
+    *(module.EPILOG for module in (collecting, training, evaluation, demo)),
 ]
 COMMANDS = [
     found[0].replace("\\\n", " ").strip("` ")
     for text in TEXTS
-    for found in re.finditer(r"npnet-(?:collect|train|evaluate) --(?:[^`\n\\]|\\\n)+", text)
+    for found in re.finditer(r"npnet-(?:collect|train|evaluate|demo) --(?:[^`\n\\]|\\\n)+", text)
 ]
 
 

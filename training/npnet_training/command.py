@@ -10,7 +10,13 @@ from npnet_training.settings import S, parse
 
 
 def run(
-    cls: type[S], prog: str, epilog: str, arguments: Sequence[str] | None, work: Callable[[S], int]
+    cls: type[S],
+    prog: str,
+    epilog: str,
+    arguments: Sequence[str] | None,
+    work: Callable[[S], int],
+    *,
+    stopped: str = "go on with --resume",
 ) -> int:
     """Parse and print the settings, and do the work.
 
@@ -20,6 +26,7 @@ def run(
         epilog: text below the options in `--help`.
         arguments: of the command line; None for those of the process.
         work: what the command does; returns its exit status.
+        stopped: what is said of an interruption.
 
     Returns:
         That status, 2 after an error, 130 if it was interrupted.
@@ -32,5 +39,5 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; go on with --resume", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         return 130

@@ -50,3 +50,7 @@ class EvaluateError(TrainingError):
 
 class StudyError(TrainingError):
     """A study whose networks are missing or unknown."""
+
+
+class DemoError(TrainingError):
+    """A demo that cannot start, or whose results cannot be written."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from npnet_runtime.models import MODELS
+from npnet_runtime.packaged import PACKAGED
 from npnet_training.errors import ModelError
 
 EMBEDDED = ("shapes", "shapes-weak")
@@ -51,10 +52,11 @@ def load_pipeline(
     Raises:
         ModelError: there is none of that name, it cannot be fetched, or diffusers is missing.
     """
-    if name in EMBEDDED:
+    embedded = PACKAGED[name].base_model if name in PACKAGED else name
+    if embedded in EMBEDDED:
         from npnet_training.shapes.assets import load_pipeline as load_shapes
 
-        pipe = load_shapes(unet=name.partition("-")[2] or "main", device=device, dtype=dtype)
+        pipe = load_shapes(unet=embedded.partition("-")[2] or "main", device=device, dtype=dtype)
         return _quiet(pipe), ModelInfo(name, None, type(pipe).__name__)
     source = MODELS[name].base_model if name in MODELS else name
     pipe = _from_pretrained(source, dtype, revision, offline)

@@ -30,7 +30,7 @@ class ShapesScorer:
             ShapesError: a prompt is outside the grammar.
             ScorerError: an image is not of the shapes world.
         """
-        return [self._number(_judge(prompt, image)) for prompt, image in zip(prompts, images, strict=True)]
+        return [self._number(judge(prompt, image)) for prompt, image in zip(prompts, images, strict=True)]
 
     def _number(self, verdict: Verdict) -> float:
         return verdict.score
@@ -43,7 +43,13 @@ class StrictShapesScorer(ShapesScorer):
         return float(verdict.strict)
 
 
-def _judge(prompt: str, image: Image.Image) -> Verdict:
+def judge(prompt: str, image: Image.Image) -> Verdict:
+    """What of a prompt holds in an image of 32x32 pixels.
+
+    Raises:
+        ShapesError: the prompt is outside the grammar.
+        ScorerError: the image is not of the shapes world.
+    """
     if image.size != (SIZE, SIZE):
         raise ScorerError(f"shapes: expected images of {SIZE}x{SIZE} pixels, given {image.size}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255

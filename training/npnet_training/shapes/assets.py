@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from npnet_runtime.errors import PackagedError
+from npnet_runtime.files import sha256
+from npnet_runtime.packaged import LISTING as MANIFEST
+from npnet_runtime.packaged import check_files
 from npnet_training.errors import ModelError
 
 FOLDER = Path(__file__).parent / "assets"
-MANIFEST = "assets.json"
 LICENCE = "Apache-2.0"
 
 
@@ -25,7 +27,7 @@ def write_manifest(folder: Path) -> None:
     files = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
-            "sha256": sha256(path.read_bytes()).hexdigest(),
+            "sha256": sha256(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
@@ -34,25 +36,24 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
 
 
-def check(folder: Path = FOLDER) -> None:
+def check(folder: Path = FOLDER) -> dict[str, Any]:
     """Compare every file with the manifest.
+
+    Returns:
+        The manifest: `licence`, `made_by`, and `files` by path.
 
     Raises:
         ShapesAssetsError: one is missing or altered.
     """
     if not folder.is_dir():
         raise ShapesAssetsError(
-            "no weights of the embedded model are installed: make them with "
-            "python -m npnet_training.shapes.build --output DIR, about an hour, and give --model DIR"
+            f"{folder}: expected the embedded model, found no such folder; make one with "
+            "python -m npnet_training.shapes.build --output DIR, which takes about an hour"
         )
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
-            content = (folder / name).read_bytes()
-            if len(content) != expected["bytes"] or sha256(content).hexdigest() != expected["sha256"]:
-                raise ShapesAssetsError(_broken(folder / name, "it was altered"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShapesAssetsError(_broken(folder, str(error))) from error
+        return check_files(folder)
+    except PackagedError as error:
+        raise ShapesAssetsError(_broken(error)) from error
 
 
 def load_pipeline(
@@ -85,9 +86,9 @@ def load_pipeline(
     return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, **options).to(device)
 
 
-def _broken(path: Path, reason: str) -> str:
+def _broken(error: PackagedError) -> str:
     return (
-        f"{path}: the embedded model is incomplete: {reason}; reinstall with "
+        f"the embedded model is incomplete: {error}; reinstall with "
         "pip install --force-reinstall npnet-runtime, or make it again with "
         "python -m npnet_training.shapes.build --output DIR"
     )

@@ -19,6 +19,7 @@ _SMALLEST = 9  # pixels; the smallest thing drawn has 40
 # Of true renders 99.9 % have 0.8, blurred with a sigma of 0.9 pixels 0.63; noise has 0.5.
 _LEAST_OVERLAP = 0.6
 UNKNOWN = "blob"
+KINDS = ("count", "colour", "shape", "relation")
 _NAMES = tuple(PALETTE)
 _COLOURS = np.array([PALETTE[name] for name in _NAMES], dtype=np.float32)
 _HUES = _COLOURS - _COLOURS.mean(1, keepdims=True)
@@ -59,6 +60,15 @@ class Verdict:
     def strict(self) -> bool:
         """Whether all of them do."""
         return all(self.facts.values())
+
+
+def kind_of(statement: str) -> str:
+    """What a statement of `Verdict.facts` is about: one of `KINDS`."""
+    if statement == "nothing extra" or statement.endswith(" things"):
+        return "count"
+    if not statement.endswith(" is there"):
+        return "relation"
+    return "shape" if statement.startswith("a ") else "colour"
 
 
 def verify(image: NDArray[np.floating], facts: Facts) -> Verdict:

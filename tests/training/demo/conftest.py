@@ -1,0 +1,32 @@
+"""A shapes model with everything in its folder, trained for a handful of steps."""
+
+from pathlib import Path
+
+import pytest
+
+from npnet_runtime import checkpoint
+from npnet_runtime.config import NPNetConfig, SwinConfig
+from npnet_runtime.prompt_attention import PromptAttentionConfig
+from npnet_runtime.random_weights import random_state
+from npnet_training.shapes import assets, build
+
+pytest.importorskip("diffusers")
+
+NETWORKS = {
+    "prompt-attention": PromptAttentionConfig(4, 16, 16, 16, 64, channels=(8, 16)),
+    "npnet": NPNetConfig(
+        latent_height=16, latent_width=16, text_tokens=16, text_dim=64, spectral_hidden=8,
+        spectral_mlp_hidden=16, swin=SwinConfig(32, 2, 4, 8, (1, 1), (1, 2), 2),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes") / "model"
+    steps = {"autoencoder_steps": 3, "text_steps": 3, "unet_steps": 2, "save_every": 1, "main": 2, "weak": 1}
+    build.build(build.BuildSettings(output=folder, scenes=64, judged=1, **steps))
+    for name, config in NETWORKS.items():
+        checkpoint.write(folder / "golden" / f"{name}.safetensors", random_state(config, 0), config)
+    assets.write_manifest(folder)
+    return folder

@@ -1,0 +1,92 @@
+"""What can be found wrong before anything slow is imported or made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from npnet_training.demo.settings import DemoSettings
+from npnet_training.errors import DemoError, PromptsError
+from npnet_training.prompts import read_prompts
+from npnet_training.shapes.grammar import Facts, ShapesError, prompts
+
+RESULTS = "demo.json"
+_MOST = 20_000  # held-out prompts; there are about three times as many
+_FILES = (".txt", ".csv", ".jsonl")
+_MODULES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+
+
+def read_facts(sources: tuple[str, ...]) -> list[Facts]:
+    """Distinct prompts in the order of their sources.
+
+    Args:
+        sources: a number of held-out prompts, a file that `npnet_training.prompts` reads, or a prompt, each.
+
+    Raises:
+        ShapesError: a prompt is outside the grammar.
+        PromptsError: there is none, too many are asked for, or a file cannot be read.
+    """
+    found: dict[Facts, None] = {}
+    for source in sources:
+        found.update(dict.fromkeys(_read(source.strip())))
+    if not found:
+        raise PromptsError('--prompts: expected a number, a file or a prompt such as "a red circle"')
+    return list(found)
+
+
+def _read(source: str) -> Iterator[Facts]:
+    if source.isdecimal():
+        count = int(source)
+        if not 1 <= count <= _MOST:
+            raise PromptsError(f"--prompts: expected 1 to {_MOST} held-out prompts, given {source}")
+        yield from map(Facts.parse, prompts("held-out", count))
+    elif source.startswith("shapes:") or Path(source).suffix in _FILES or _is_file(source):
+        for number, prompt in enumerate(read_prompts(source), 1):
+            try:
+                yield Facts.parse(prompt.text)
+            except ShapesError as error:
+                raise ShapesError(f"{source}, prompt {number}: {error}") from error
+    else:
+        yield Facts.parse(source)
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except (OSError, ValueError):  # too long, or with a null character: it is a text
+        return False
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Whether a demo may be written there.
+
+    Raises:
+        DemoError: something else is there, or an earlier demo and `force` is false.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir():
+        raise DemoError(f"--output {path}: expected a folder, found a file; give another --output")
+    if not any(path.iterdir()):
+        return
+    if not (path / RESULTS).is_file():
+        raise DemoError(f"--output {path}: expected an empty folder, found other files; give another one")
+    if not force:
+        raise DemoError(f"--output {path} holds an earlier demo: replace it with --force, or give another")
+
+
+def check_modules(settings: DemoSettings) -> None:
+    """Whether what the demo imports is installed.
+
+    Raises:
+        DemoError: a module is missing.
+    """
+    needed = ("diffusers", "transformers", "PIL", "jinja2", *_MODULES[settings.engine])
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        other = "; or give --engine torch" if set(missing) <= set(_MODULES["onnxruntime"]) else ""
+        raise DemoError(
+            f"npnet-demo --engine {settings.engine} needs {', '.join(missing)}: "
+            f"pip install 'npnet-runtime[demo]'{other}"
+        )

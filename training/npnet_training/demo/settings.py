@@ -1,0 +1,53 @@
+"""Settings of `npnet-demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from npnet_training.settings import Settings
+from npnet_training.shapes.assets import FOLDER
+
+DENOISERS = ("main", "weak")
+
+
+class DemoSettings(Settings):
+    """Draw prompts of the shapes world from plain and from golden noise, and judge the images."""
+
+    output: Path = Path("npnet-demo")
+    """Folder to write."""
+    prompts: tuple[str, ...] = ("200",)
+    """A number of held-out prompts, a file of prompts, or the text of one; may be repeated."""
+    seeds: int = Field(default=1, ge=1)
+    """Noises for each prompt."""
+    seed: int = Field(default=2_000_000, ge=0, lt=2**31)
+    """Of the first noise; far from those that networks are trained and evaluated on."""
+    model: Literal["main", "weak", "both"] = "main"
+    """The denoiser: the one the network was trained with, the same stopped earlier, or both in turn."""
+    network: Literal["prompt-attention", "npnet"] = "prompt-attention"
+    """Golden-noise network: the one that attends to the prompt, or the paper's."""
+    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    """What the network is exported to and runs in."""
+    steps: int = Field(default=10, ge=1, le=1000)
+    """Denoising steps."""
+    guidance: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Classifier-free guidance; up to 1 there is none."""
+    compare: Literal["best-of-2"] | None = None
+    """Also the better of two plain images of each prompt, as the judge sees it, at twice the cost."""
+    batch: int = Field(default=50, ge=1)
+    """Images made at once."""
+    pictures: int = Field(default=12, ge=1)
+    """Prompts in the PNG grid: the first ones."""
+    resamples: int = Field(default=10_000, ge=100)
+    """Of the bootstrap."""
+    model_dir: Path = FOLDER
+    """Folder of the model and its golden-noise weights; by default the bundled one."""
+    force: bool = False
+    """Replace the folder of an earlier demo."""
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """Names of the denoisers to run."""
+        return DENOISERS if self.model == "both" else (self.model,)
