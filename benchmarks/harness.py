@@ -36,7 +36,11 @@ class Timing:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warmup: int = 3
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warmup: int = 3,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Timing]:
     """Time several calls side by side: one of each per round, so that a busy moment hits all alike.
 
@@ -45,11 +49,15 @@ def interleave(
         rounds: timed calls of each.
         device: synchronised before and after every call if it is a CUDA device.
         warmup: untimed rounds before.
+        before: by the name of a call, what comes before it and is not timed. What it leaves at work, on other
+            threads or streams, goes on beside the call.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(warmup + rounds):
         for name, call in calls.items():
             synchronize(device)
+            if before and name in before:
+                before[name]()
             start = time.perf_counter()
             call()
             synchronize(device)

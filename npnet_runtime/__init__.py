@@ -5,7 +5,16 @@ from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import NPNetError
 from npnet_runtime.golden import GoldenNoise, PreparedNoise
 from npnet_runtime.network import NPNet
+from npnet_runtime.prefetch import Prefetcher
 
 __version__ = "0.1.0"
 
-__all__ = ["EngineBundle", "GoldenNoise", "NPNet", "NPNetConfig", "NPNetError", "PreparedNoise"]
+__all__ = [
+    "EngineBundle",
+    "GoldenNoise",
+    "NPNet",
+    "NPNetConfig",
+    "NPNetError",
+    "Prefetcher",
+    "PreparedNoise",
+]

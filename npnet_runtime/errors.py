@@ -36,6 +36,10 @@ class BackendError(NPNetError):
     """No back end can run this engine bundle here, or the one chosen failed to start."""
 
 
+class PrefetchError(NPNetError):
+    """A prefetcher that has no more noise to give, because it was closed or belongs to another process."""
+
+
 class PipelineError(NPNetError, ValueError):
     """A pipeline that golden noise cannot be attached to, or not in the state it is in."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,21 @@ from npnet_kernels.backends import Backend as Kernels
 from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.caches import Cache, content_key
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import BackendError, BundleError, InputError
-from npnet_runtime.inputs import check_noise, check_noise_shape, check_prompt_embeds, check_prompt_shape
-from npnet_runtime.passes import SIGNS, make_pass
-from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens
+from npnet_runtime.hot_path import GraphPath, HostPath, StreamPath, choose_graphs
+from npnet_runtime.hot_path import Path as HotPath
+from npnet_runtime.inputs import (
+    check_finite,
+    check_noise,
+    check_noise_shape,
+    check_prompt_embeds,
+    check_prompt_shape,
+)
+from npnet_runtime.passes import SIGNS, capture_obstacle, make_pass
+from npnet_runtime.prepared import PreparedNoise
+from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens, one_for_each
 from npnet_runtime.resolution import (
     ResolutionPolicy,
     check_resolution_policy,
@@ -31,24 +41,6 @@ from npnet_runtime.resolution import (
 
 if TYPE_CHECKING:
     from npnet_runtime.integrations.diffusers import GivenLatents
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedNoise:
-    """Noise with the work done that needs no prompt; pass it to `GoldenNoise` in place of the noise.
-
-    It does not depend on the prompt: prepare a seed once, use it with any prompt.
-
-    Args:
-        noise: (B, C, H, W), a copy of what was given.
-        spectral: (B, *config.latent_shape) float32, the finished spectral half of an NPNet; None for another
-            kind of network, which can do nothing before the prompt is known.
-        engine: digest of the bundle that made it.
-    """
-
-    noise: Tensor
-    spectral: Tensor | None
-    engine: str
 
 
 class GoldenNoise:
@@ -71,11 +63,16 @@ class GoldenNoise:
             `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.prompts`.
         resolution: what to do with noise of another size: `"error"` or `"transfer"`; see
             `npnet_runtime.resolution`.
+        cuda_graphs: on CUDA, replay calls from CUDA graphs, captured when a size of batch is first met:
+            True for graphs or an error, False for none, None for graphs wherever the engine allows them.
+            `report()` says which, and why.
+        cache_size: how many prepared noises to keep; see `prepare`.
 
     Raises:
         BundleError: no bundle, or one that was changed or is unreadable.
-        BackendError: no back end can run it on that device; the message says why for each.
-        InputError: an unknown policy for tokens or resolution.
+        BackendError: no back end can run it on that device, and the message says why for each; or CUDA graphs
+            were asked for that cannot be had.
+        InputError: an unknown policy for tokens or resolution, or no size of a cache.
     """
 
     def __init__(
@@ -87,11 +84,15 @@ class GoldenNoise:
         kernels: Kernels = "auto",
         tokens: TokenPolicy = "error",
         resolution: ResolutionPolicy = "error",
+        cuda_graphs: bool | None = None,
+        cache_size: int = 0,
     ) -> None:
         check_token_policy(tokens)
         check_resolution_policy(resolution)
         self._tokens = tokens
         self._resolution = resolution
+        self._cuda_graphs = cuda_graphs
+        self._cache: Cache[PreparedNoise] = Cache(cache_size)
         self.bundle = engine if isinstance(engine, EngineBundle) else EngineBundle.open(engine)
         manifest = self.bundle.manifest
         if manifest.signs is not None and manifest.signs not in SIGNS:
@@ -107,11 +108,25 @@ class GoldenNoise:
             self._chosen_kernels = choose_backend(kernels, device=self.device.type, has_triton=has_triton())
         except KernelError as error:
             raise BackendError(f"kernels: {error}") from error
-        # On a CPU the SVD keeps one core busy, the prompt half all: side by side they take 3/4 of the time.
-        # `prepare` uses the same thread, and so gets the same bits.
-        self._worker = ThreadPoolExecutor(thread_name_prefix="npnet") if self.device.type == "cpu" else None
         loaded, self._candidates = load_backend(self.bundle, self.device, backend, kernels)
         self._pass = make_pass(loaded, manifest, kernels)
+        config = manifest.config
+        self._graphs = choose_graphs(
+            cuda_graphs, self.device.type, (loaded.capture_obstacle, capture_obstacle(config))
+        )
+        self._path: HotPath
+        if self.device.type == "cpu":
+            self._path = HostPath(self._pass)
+        else:
+            self._path = direct = StreamPath(self._pass, self.device)
+            if self._graphs.captured:
+                self._path = GraphPath(
+                    lambda: make_pass(loaded.for_capture(), manifest, kernels),
+                    direct,
+                    config,
+                    self.device,
+                    manifest.max_batch,
+                )
 
     def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor) -> Tensor:
         """Golden noise for a batch of noise and its prompts.
@@ -130,54 +145,75 @@ class GoldenNoise:
         Raises:
             InputError: a shape, dtype, device or value that the engine cannot take, or noise prepared
                 for another engine.
+            BackendError: no CUDA graph could be captured.
         """
         self._check_process()
-        if isinstance(noise, PreparedNoise):
-            self._check_prepared(noise)
-            source = noise.noise
-        else:
-            check_noise(noise, self.bundle.manifest.config, self.device, self._resolution)
-            source = noise
         config = self.bundle.manifest.config
-        check_prompt_embeds(prompt_embeds, len(source), config, self.device, self._tokens)
-        spectral = noise if isinstance(noise, PreparedNoise) else self._start_spectral(source)
+        if isinstance(noise, PreparedNoise):
+            prepared, source = noise, noise.noise
+            self._check_prepared(prepared)
+        else:
+            check_noise(noise, config, self.device, self._resolution, finite=self.device.type == "cpu")
+            prepared, source = None, noise
+        check_prompt_embeds(
+            prompt_embeds, len(source), config, self.device, self._tokens, finite=self.device.type == "cpu"
+        )
+        if prepared is None and self._cache.size and source.device.type == "cpu":
+            prepared = self._prepare(source, None)
+        early = prepared.claim() if prepared is not None else None
         # Made outside inference mode, so that callers may change it in place.
         golden = torch.empty_like(source, memory_format=torch.contiguous_format, requires_grad=False)
         with self._quiet():
             native = source.float().contiguous()
-            noise = to_network_size(native, config)
-            prompt_embeds = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
-            repeats = len(noise) // len(prompt_embeds)
-            embeds = prompt_embeds.repeat_interleave(repeats, dim=0).float()
-            early = spectral.spectral if isinstance(spectral, PreparedNoise) else spectral()
-            combined = self._pass.golden(early, noise, embeds)
-            if noise is not native:
-                combined = native + to_native_size(combined - noise, *native.shape[2:])
-            golden.copy_(combined)
-            if not golden.isfinite().all():
-                raise InputError(
-                    f"golden noise is not finite in {golden.dtype}: expected noise of unit variance and "
-                    f"embeddings as the text encoder gives them, given values too large for the network"
-                )
-        return golden
+            network_noise = to_network_size(native, config)
+            fitted = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
+            embeds = one_for_each(fitted, len(source))
+            resized = network_noise is not native
+            out = torch.empty_like(network_noise) if resized else golden
 
-    def prepare(self, noise: Tensor) -> PreparedNoise:
+            def finish() -> bool:
+                if resized:
+                    golden.copy_(native + to_native_size(out - network_noise, *native.shape[2:]))
+                return math.isfinite(golden.abs().amax().item())  # NaN is the largest of all
+
+            self._path.golden(network_noise, early, embeds, out)
+            if finish():
+                return golden
+            # On CUDA the inputs were not looked at before: that makes the host wait, once for each.
+            check_finite("noise", source)
+            check_finite("prompt_embeds", prompt_embeds)
+            if self._path.again(network_noise, embeds, out) and finish():
+                return golden
+        raise InputError(
+            f"golden noise is not finite in {golden.dtype}: expected noise of unit variance and "
+            f"embeddings as the text encoder gives them, given values too large for the network"
+        )
+
+    def prepare(self, noise: Tensor, *, key: Hashable | None = None) -> PreparedNoise:
         """Do the work that needs no prompt: of an NPNet the SVD, the spectral head and the reconstruction.
+
+        On CUDA it runs on a stream of its own, beside what is queued next; with CUDA graphs the host does
+        not wait for it either, so that noise that is not finite is first refused by the call that uses it.
+
+        With a `cache_size` noise that was prepared before is found again. On a CPU the noise itself is
+        compared, in calls as well. Doing so on CUDA would make the host wait, so a `key` has to be given.
 
         Args:
             noise: as in a call.
+            key: names the noise, on CUDA: the same key must always come with the same noise, for instance
+                the seed. Ignored without a cache, and on a CPU.
 
         Returns:
             What a call accepts in place of the noise, with the same result to the last bit.
 
         Raises:
             InputError: as in a call.
+            BackendError: as in a call.
         """
         self._check_process()
-        check_noise(noise, self.bundle.manifest.config, self.device, self._resolution)
-        spectral = self._start_spectral(noise)()
-        # a copy: the caller may go on to change theirs
-        return PreparedNoise(noise.detach().clone(), spectral, self.bundle.digest)
+        finite = self.device.type == "cpu"
+        check_noise(noise, self.bundle.manifest.config, self.device, self._resolution, finite=finite)
+        return self._prepare(noise, key)
 
     def attach(self, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
         """Make every call of a diffusers pipeline start from golden noise.
@@ -206,6 +242,11 @@ class GoldenNoise:
         check_noise_shape(noise, self.bundle.manifest.config, self._resolution)
         check_prompt_shape(prompt_embeds, noise[0], self.bundle.manifest.config, self._tokens)
 
+    @property
+    def captured(self) -> bool:
+        """Whether calls are replayed from CUDA graphs; `report()` says why."""
+        return self._graphs.captured
+
     def report(self) -> str:
         """What runs and why, and how well it agreed with the float32 network when it was built."""
         manifest = self.bundle.manifest
@@ -216,6 +257,9 @@ class GoldenNoise:
             *(str(candidate) for candidate in self._candidates),
             f"kernels: {self._chosen_kernels}",
             *self._pass.describe(self.device),
+            str(self._graphs),
+            *self._path.describe(),
+            str(self._cache),
             *([f"parity: NOT checked when built: {manifest.unverified}"] if manifest.unverified else []),
             *(
                 f"parity when built: {row.quantity}: {row.statistic} {row.value:.2g}"
@@ -244,30 +288,48 @@ class GoldenNoise:
                 "this GoldenNoise was made in another process, whose threads a fork does not copy; "
                 "make it after the fork, or start processes with the method 'spawn'"
             )
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise BackendError(
+                "golden noise is checked by the host, which a CUDA graph that is being captured does not "
+                "allow; call it before the capture"
+            )
 
     def __repr__(self) -> str:
         manifest = self.bundle.manifest
         return f"<GoldenNoise {manifest.model}, {manifest.engine} {manifest.precision} on {self.device}>"
 
-    def __reduce__(self) -> tuple[Callable[..., GoldenNoise], tuple[str, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., GoldenNoise], tuple[object, ...]]:
         # Pickled as what it was made from: the bundle is opened, and checked, again.
         path = str(self.bundle.path.absolute())
-        options = (self._backend_asked, self._kernels, self._tokens, self._resolution)
-        return _reopen, (path, str(self.device), *options)
+        options = {
+            "device": str(self.device),
+            "backend": self._backend_asked,
+            "kernels": self._kernels,
+            "tokens": self._tokens,
+            "resolution": self._resolution,
+            "cuda_graphs": self._cuda_graphs,
+            "cache_size": self._cache.size,
+        }
+        return _reopen, (path, options)
 
     def __deepcopy__(self, memo: object) -> GoldenNoise:
-        return self  # nothing in it changes, and copies of a pipeline may share an engine
+        return self  # nothing in it changes what it gives, and copies of a pipeline may share an engine
 
-    def _start_spectral(self, noise: Tensor) -> Callable[[], Tensor | None]:
-        """Begin the spectral half, beside what the caller does next; the result waits for it."""
-        if self._worker is not None:
-            return self._worker.submit(self._spectral_half, noise).result
-        spectral = self._spectral_half(noise)
-        return lambda: spectral
+    def _prepare(self, noise: Tensor, key: Hashable | None) -> PreparedNoise:
+        """Prepare checked noise, or find it in the cache."""
+        if self._cache.size and noise.device.type == "cpu":
+            key = content_key(noise)
+        elif key is not None:
+            key = (key, tuple(noise.shape), noise.dtype)
 
-    def _spectral_half(self, noise: Tensor) -> Tensor | None:
-        with self._quiet():
-            return self._pass.before_prompt(to_network_size(noise.float(), self.bundle.manifest.config))
+        def make() -> PreparedNoise:
+            copy = noise.detach().clone()  # the caller may go on to change theirs
+            with self._quiet():
+                native = copy.float().contiguous()
+                early = self._path.prepare(to_network_size(native, self.bundle.manifest.config))
+            return PreparedNoise(copy, early.tensor, self.bundle.digest, early.ready)
+
+        return self._cache.get(key, make)
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -276,32 +338,5 @@ class GoldenNoise:
             yield
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, with an index if it is a CUDA device; by default CUDA where there is any.
-
-    Raises:
-        BackendError: no such kind of device.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise BackendError(f"device: expected cpu, cuda or cuda:N, given {device!r}") from error
-    if resolved.type == "cuda" and resolved.index is None:
-        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
-        return torch.device("cuda", index)
-    return torch.device("cpu") if resolved.type == "cpu" else resolved  # cpu:0 is cpu
-
-
-def _reopen(
-    path: str,
-    device: str,
-    backend: str,
-    kernels: Kernels,
-    tokens: TokenPolicy,
-    resolution: ResolutionPolicy,
-) -> GoldenNoise:
-    return GoldenNoise(
-        path, device=device, backend=backend, kernels=kernels, tokens=tokens, resolution=resolution
-    )
+def _reopen(path: str, options: dict[str, Any]) -> GoldenNoise:
+    return GoldenNoise(path, **options)

@@ -18,7 +18,12 @@ PIXELS_PER_LATENT = 8
 
 
 def check_noise(
-    noise: Tensor, config: NetworkConfig, device: torch.device, resolution: ResolutionPolicy = "error"
+    noise: Tensor,
+    config: NetworkConfig,
+    device: torch.device,
+    resolution: ResolutionPolicy = "error",
+    *,
+    finite: bool = True,
 ) -> None:
     """Check a batch of initial noise.
 
@@ -27,6 +32,7 @@ def check_noise(
         config: shapes of the network.
         device: of the engine.
         resolution: what is done with other sizes H and W.
+        finite: look at the values as well, which on CUDA makes the host wait.
 
     Raises:
         InputError: no tensor of shape (B, C, H, W), B >= 1, of a real floating dtype on the engine's
@@ -34,7 +40,9 @@ def check_noise(
     """
     _check_tensor("noise", noise)
     check_noise_shape(tuple(noise.shape), config, resolution)
-    _check_values("noise", noise, device)
+    _check_kind("noise", noise, device)
+    if finite:
+        check_finite("noise", noise)
 
 
 def check_prompt_embeds(
@@ -43,6 +51,8 @@ def check_prompt_embeds(
     config: NetworkConfig,
     device: torch.device,
     tokens: TokenPolicy = "error",
+    *,
+    finite: bool = True,
 ) -> None:
     """Check the prompt embeddings for a batch of noise.
 
@@ -52,6 +62,7 @@ def check_prompt_embeds(
         config: shapes of the network.
         device: of the engine.
         tokens: what is done with other numbers of tokens.
+        finite: as in `check_noise`.
 
     Raises:
         InputError: no tensor of shape (P, tokens, width) with P dividing the batch, of a real floating
@@ -59,7 +70,27 @@ def check_prompt_embeds(
     """
     _check_tensor("prompt_embeds", prompt_embeds)
     check_prompt_shape(tuple(prompt_embeds.shape), batch, config, tokens)
-    _check_values("prompt_embeds", prompt_embeds, device)
+    _check_kind("prompt_embeds", prompt_embeds, device)
+    if finite:
+        check_finite("prompt_embeds", prompt_embeds)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Check the values of a tensor.
+
+    Args:
+        name: of the argument.
+        tensor: of a floating dtype.
+
+    Raises:
+        InputError: one is NaN, infinite, or too large for float32.
+    """
+    finite = tensor.float().isfinite()  # float64 may overflow on the way
+    if not finite.all():
+        bad = tensor.numel() - int(finite.sum())
+        raise InputError(
+            f"{name}: expected finite values, given {bad} that are NaN, infinite or too large for float32"
+        )
 
 
 def check_noise_shape(
@@ -127,7 +158,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name}: expected a dense tensor, given {kind}; call .to_dense() or stack it")
 
 
-def _check_values(name: str, tensor: Tensor, device: torch.device) -> None:
+def _check_kind(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.dtype not in DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise InputError(f"{name}: expected a dtype of {expected}, given {tensor.dtype}")
@@ -136,10 +167,4 @@ def _check_values(name: str, tensor: Tensor, device: torch.device) -> None:
         raise InputError(
             f"{name}: expected a tensor on {device}, where the engine is, given one on {tensor.device}; "
             f"move it with .to({str(device)!r}){other if tensor.device.type in DEVICES else ''}"
-        )
-    finite = tensor.float().isfinite()  # float64 may overflow on the way
-    if not finite.all():
-        bad = tensor.numel() - int(finite.sum())
-        raise InputError(
-            f"{name}: expected finite values, given {bad} that are NaN, infinite or too large for float32"
         )

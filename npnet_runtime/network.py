@@ -29,7 +29,7 @@ from npnet_kernels import SVD
 from npnet_kernels.affine.reference import text_affine_reference
 from npnet_kernels.reconstruction.reference import GROUP_NORM_EPS, combine_reference, spectral_reference
 from npnet_runtime.config import NPNetConfig
-from npnet_runtime.swin import SwinTransformer
+from npnet_runtime.swin import SwinTransformer, WindowAttention
 
 FLOAT32_PARTS = (
     "group norm",
@@ -98,6 +98,8 @@ class PromptHalf(nn.Module):
 
     pixel_index: Tensor
     column_index: Tensor
+    frozen_weight: Tensor | None
+    frozen_bias: Tensor | None
 
     def __init__(self, config: NPNetConfig) -> None:
         super().__init__()
@@ -119,6 +121,21 @@ class PromptHalf(nn.Module):
         self.register_buffer("pixel_index", in_order.flatten(), persistent=False)
         column_index = nearest_index(swin.num_features, config.latent_width)
         self.register_buffer("column_index", column_index, persistent=False)
+        self.register_buffer("frozen_weight", None, persistent=False)
+        self.register_buffer("frozen_bias", None, persistent=False)
+
+    def freeze(self) -> Self:
+        """Compute what depends on weights only, in place: score biases and the folded patch embedding.
+
+        For inference on weights that do not change any more; results keep every bit. Compilers do the same
+        for the engines they make.
+        """
+        with torch.no_grad():
+            self.frozen_weight, self.frozen_bias = self._folded_embedding()
+            for module in self.modules():
+                if isinstance(module, WindowAttention):
+                    module.freeze()
+        return self
 
     def embed(self, image: Tensor) -> Tensor:
         """Nearest resize, 1x1 convolution and patch embedding of (B, C, H, W), as one product.
@@ -126,13 +143,20 @@ class PromptHalf(nn.Module):
         Returns:
             (B, N, embed_dim) in the dtype of the Swin weights, patches in `swin.token_order`.
         """
+        weight, bias = self._folded_embedding()
+        pixels = image.flatten(2).index_select(2, self.pixel_index)
+        patches = pixels.unflatten(2, (-1, self.config.swin.patch_size**2)).transpose(1, 2).flatten(2)
+        return F.linear(patches, weight, bias).to(self.swin.dtype)
+
+    def _folded_embedding(self) -> tuple[Tensor, Tensor]:
+        """1x1 convolution and patch embedding as one product: (embed_dim, C * p * p) and (embed_dim,)."""
+        if self.frozen_weight is not None and self.frozen_bias is not None:
+            return self.frozen_weight, self.frozen_bias
         p = self.config.swin.patch_size
         rgb = self.to_rgb.weight.flatten(1)  # (3, C)
         weight = torch.einsum("erij,rc->ecij", self.patch_embed.weight, rgb).flatten(1)
         bias = self.patch_embed(self.to_rgb.bias[:, None, None].expand(-1, p, p)).flatten()  # type: ignore[index]
-        pixels = image.flatten(2).index_select(2, self.pixel_index)
-        patches = pixels.unflatten(2, (-1, p * p)).transpose(1, 2).flatten(2)
-        return F.linear(patches, weight, bias).to(self.swin.dtype)
+        return weight, bias
 
     def scale_shift(self, prompt_embeds: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, 2C) float32: the scales of the C channels, then their shifts."""

@@ -18,11 +18,14 @@ from npnet_kernels import (
     svd,
 )
 from npnet_kernels.backends import Backend as Kernels
+from npnet_kernels.backends import has_triton
+from npnet_kernels.linalg.choice import Situation, Solver, choose
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import InputError
 from npnet_runtime.graphs import NETWORK, PROMPT_HALF, SPECTRAL_HEAD
 from npnet_runtime.manifest import Manifest
+from npnet_runtime.networks import NetworkConfig
 
 # What a manifest records -> what `svd` takes.
 SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-is": "as-is"}
@@ -31,11 +34,14 @@ SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-i
 class Pass(Protocol):
     """A kind of network on a back end. All tensors are float32 and of the network's own sizes."""
 
-    def before_prompt(self, noise: Tensor) -> Tensor | None:
+    def before_prompt(self, noise: Tensor, solver: Solver = "auto") -> Tensor | None:
         """What can be computed of noise (B, C, H, W) before the prompt is known; None if there is nothing."""
 
-    def golden(self, early: Tensor | None, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Golden noise (B, C, H, W) from `before_prompt`'s result, the noise, and (B, tokens, width)."""
+    def with_prompt(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+        """What needs the prompt (B, tokens, width) and not `before_prompt`: the two may run side by side."""
+
+    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> Tensor:
+        """Golden noise (B, C, H, W) from the results of both."""
 
     def describe(self, device: torch.device) -> list[str]:
         """Lines for `GoldenNoise.report`."""
@@ -48,25 +54,27 @@ class NPNetPass:
         self._backend, self._manifest, self._kernels = backend, manifest, kernels
         self._mixing: Any = {"text_weight": manifest.text_weight, "residual_weight": manifest.residual_weight}
 
-    def before_prompt(self, noise: Tensor) -> Tensor:
+    def before_prompt(self, noise: Tensor, solver: Solver = "auto") -> Tensor:
         """The spectral half.
 
         Raises:
             InputError: the decomposition did not converge.
         """
         try:
-            factors = svd(latent_to_matrix(noise), signs=SIGNS[str(self._manifest.signs)])
+            factors = svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[str(self._manifest.signs)])
         except KernelError as error:
             raise InputError(f"noise: no singular value decomposition: {error}") from error
         (f,) = run_in_chunks(self._backend, SPECTRAL_HEAD, self._manifest.max_batch, *factors)
         return spectral_correction(noise, factors.u, f, factors.vh, backend=self._kernels)
 
-    def golden(self, early: Tensor | None, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def with_prompt(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+        """The prompt half: scales and shifts (B, 2C), and the compact residual (B, C, n, W)."""
+        return run_in_chunks(self._backend, PROMPT_HALF, self._manifest.max_batch, noise, prompt_embeds)
+
+    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> Tensor:
         """See `Pass`."""
         spectral = self.before_prompt(noise) if early is None else early
-        inputs = noise, prompt_embeds
-        scale_shift, residual = run_in_chunks(self._backend, PROMPT_HALF, self._manifest.max_batch, *inputs)
-        return combine(spectral, noise, scale_shift, residual, **self._mixing, backend=self._kernels)
+        return combine(spectral, noise, *prompted, **self._mixing, backend=self._kernels)
 
     def describe(self, device: torch.device) -> list[str]:
         """Which SVD runs, and why."""
@@ -81,14 +89,17 @@ class PromptAttentionPass:
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
         self._backend, self._manifest = backend, manifest
 
-    def before_prompt(self, noise: Tensor) -> Tensor | None:
+    def before_prompt(self, noise: Tensor, solver: Solver = "auto") -> Tensor | None:
         """Nothing."""
         return None
 
-    def golden(self, early: Tensor | None, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def with_prompt(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+        """All of golden noise."""
+        return run_in_chunks(self._backend, NETWORK, self._manifest.max_batch, noise, prompt_embeds)
+
+    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> Tensor:
         """See `Pass`."""
-        (golden,) = run_in_chunks(self._backend, NETWORK, self._manifest.max_batch, noise, prompt_embeds)
-        return golden
+        return prompted[0]
 
     def describe(self, device: torch.device) -> list[str]:
         """Nothing to choose."""
@@ -100,6 +111,18 @@ def make_pass(backend: Backend, manifest: Manifest, kernels: Kernels) -> Pass:
     if isinstance(manifest.config, NPNetConfig):
         return NPNetPass(backend, manifest, kernels)
     return PromptAttentionPass(backend, manifest)
+
+
+def capture_obstacle(config: NetworkConfig) -> str | None:
+    """Why a CUDA graph cannot hold what a pass does beside the engine's graphs; None if it can."""
+    if not isinstance(config, NPNetConfig):
+        return None
+    rows, columns = config.matrix_shape
+    try:
+        choose(Situation(rows, columns, cuda=True, capturing=True, has_triton=has_triton()))
+    except KernelError as error:
+        return f"svd: {error}"
+    return None
 
 
 def run_in_chunks(backend: Backend, graph: str, max_batch: int, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -72,3 +72,12 @@ def fit_tokens(prompt_embeds: Tensor, tokens: int, policy: TokenPolicy) -> Tenso
         # float32: the sum of many chunks in half precision rounds
         return prompt_embeds.float().unflatten(1, (-1, tokens)).mean(1)
     return prompt_embeds[:, :tokens]
+
+
+def one_for_each(prompt_embeds: Tensor, batch: int) -> Tensor:
+    """(P, tokens, width) -> (batch, tokens, width), each prompt for batch / P noises in a row."""
+    if len(prompt_embeds) == 1:
+        return prompt_embeds.expand(batch, -1, -1)
+    if len(prompt_embeds) == batch:
+        return prompt_embeds
+    return prompt_embeds.repeat_interleave(batch // len(prompt_embeds), dim=0)

@@ -75,6 +75,7 @@ class WindowAttention(nn.Module):
 
     relative_position_index: Tensor
     mask: Tensor | None
+    frozen_bias: Tensor | None
 
     def __init__(self, dim: int, num_heads: int, side: int, window: int, shift: int) -> None:
         super().__init__()
@@ -85,9 +86,16 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
         self.register_buffer("mask", shift_mask(side, window, shift) if shift else None, persistent=False)
+        self.register_buffer("frozen_bias", None, persistent=False)
+
+    def freeze(self) -> None:
+        """Compute what depends on weights only, once and for all; see `PromptHalf.freeze`."""
+        self.frozen_bias = self.score_bias()
 
     def score_bias(self) -> Tensor:
         """What is added to the scores: (1 or W, H, L, L) float32."""
+        if self.frozen_bias is not None:
+            return self.frozen_bias
         bias = self.relative_position_bias_table.index_select(0, self.relative_position_index)
         bias_HLL = bias.T.unflatten(-1, (self.window_tokens, self.window_tokens))
         return bias_HLL[None] if self.mask is None else bias_HLL + self.mask.float() * MASKED_SCORE

@@ -108,6 +108,12 @@ def small_bundles(
     }
 
 
+@pytest.fixture(scope="session")
+def small_torch_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineBundle:
+    """A small engine of the kind that takes no time to make."""
+    return export(small_settings(small_checkpoint, tmp_path_factory.mktemp("engines") / "torch"))
+
+
 @pytest.fixture(params=["torch", "onnxruntime", "aoti"])
 def small_bundle(request: pytest.FixtureRequest, small_bundles: dict[str, EngineBundle]) -> EngineBundle:
     """A small engine of each kind. Not to be written to: `copied_bundle` is."""

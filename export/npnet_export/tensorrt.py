@@ -185,6 +185,9 @@ def _apply(
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if engine == "tensorrt-rtx":
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            # Memory of the library's own, taken while it runs, could not be part of a CUDA graph.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             if not config.set_compute_capability(_rtx_target(trt, capability), index):

@@ -30,12 +30,18 @@ class AotiBackend:
         BundleError: a package was changed, or torch cannot load it.
     """
 
+    capture_obstacle = None
+
     def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
         self.device = device
         # The package's own bookkeeping of concurrent calls makes the host wait for the GPU and cannot be
         # captured in a graph. Without it, one thread at a time may add its work.
         self._lock = threading.Lock()
         self._packages = {name: self._load(bundle, name + SUFFIX) for name in graphs(bundle.manifest.config)}
+
+    def for_capture(self) -> AotiBackend:
+        """See `Backend`: it keeps nothing from one run to the next."""
+        return self
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""

@@ -19,6 +19,19 @@ class Backend(Protocol):
 
     device: torch.device
 
+    @property
+    def capture_obstacle(self) -> str | None:
+        """Why a CUDA graph cannot hold its runs; None if it can."""
+
+    def for_capture(self) -> Backend:
+        """A back end whose runs one CUDA graph may hold; it must live as long as that graph.
+
+        Its runs take nothing from the host but what the first of them found: shapes and addresses stay.
+
+        Raises:
+            BackendError: `capture_obstacle`, or too little memory.
+        """
+
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run one graph.
 

@@ -35,6 +35,8 @@ class OnnxRuntimeBackend:
         BackendError: the provider for the device did not load.
     """
 
+    capture_obstacle = "ONNX Runtime runs on a stream of its own, which waits and allocates as it likes"
+
     def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
         import onnxruntime
 
@@ -47,6 +49,10 @@ class OnnxRuntimeBackend:
         self._sessions = {
             name: self._session(bundle, name + SUFFIX, graph) for name, graph in self._graphs.items()
         }
+
+    def for_capture(self) -> OnnxRuntimeBackend:
+        """See `Backend`."""
+        raise BackendError(f"no CUDA graph can hold it: {self.capture_obstacle}; pass cuda_graphs=False")
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,7 +14,8 @@ from npnet_runtime.backends.base import empty_outputs
 from npnet_runtime.backends.tensorrt_module import MODULES, SUFFIX, import_tensorrt, new_log
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.graphs import graphs
+from npnet_runtime.graphs import Graph, graphs
+from npnet_runtime.pool import Pool
 
 MAX_CONTEXTS = 4  # calls in flight at once; each context holds the activations of a whole batch
 
@@ -36,6 +35,8 @@ class TensorRTBackend:
         BackendError: the module cannot be imported, or there is too little GPU memory.
     """
 
+    capture_obstacle = None
+
     def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
         self.device = device
         trt = import_tensorrt(bundle.manifest.engine)
@@ -46,6 +47,10 @@ class TensorRTBackend:
         self._graphs = graphs(bundle.manifest.config)
         with torch.cuda.device(device):
             self._engines = {name: self._load(trt, bundle, name) for name in self._graphs}
+
+    def for_capture(self) -> _Captured:
+        """See `Backend`: with contexts of its own, which no other run changes."""
+        return _Captured(self.device, self._graphs, self._engines)
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
@@ -115,9 +120,11 @@ class _Engine:
         self._engine = engine
         self._log = log
         self._device = device
-        self._free: list[_Context] = []
-        self._turns = threading.BoundedSemaphore(MAX_CONTEXTS)
-        with self._borrow():  # too little memory is told at start
+        # One in whose use an error was raised is in an unknown state: it is given up once nothing runs in it.
+        self._contexts: Pool[_Context] = Pool(
+            self._with_stream, MAX_CONTEXTS, lambda slot: slot.done.synchronize()
+        )
+        with self._contexts.borrow():  # too little memory is told at start
             pass
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
@@ -126,7 +133,7 @@ class _Engine:
         Raises:
             BackendError: the engine refuses the shapes, or cannot be queued.
         """
-        with torch.cuda.device(self._device), self._borrow() as slot:
+        with torch.cuda.device(self._device), self._contexts.borrow() as slot:
             current = torch.cuda.current_stream()
             # On the default stream the library would make the host wait.
             stream = slot.own_stream if current == torch.cuda.default_stream() else current
@@ -134,36 +141,46 @@ class _Engine:
                 stream.wait_stream(current)
             if stream != slot.last_stream:
                 stream.wait_event(slot.done)  # a context's activations serve one run at a time
-            tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
-            for name, tensor in tensors.items():
-                if not slot.context.set_input_shape(name, tuple(tensor.shape)):
-                    raise self._error(f"{name}: no profile for the shape {tuple(tensor.shape)}")
-            for name, tensor in (*tensors.items(), *outputs.items()):
-                slot.context.set_tensor_address(name, tensor.data_ptr())
-                if stream != current:
-                    tensor.record_stream(stream)
-            if not slot.context.execute_async_v3(stream.cuda_stream):
-                raise self._error("the run could not be queued")
+            self.queue(slot.context, inputs, outputs, stream, current)
             slot.done.record(stream)
             slot.last_stream = stream
             if stream != current:
                 current.wait_stream(stream)
 
-    @contextmanager
-    def _borrow(self) -> Iterator[_Context]:
-        with self._turns:
-            try:
-                slot = self._free.pop()
-            except IndexError:
-                slot = self._new_context()
-            try:
-                yield slot
-            except BaseException:
-                slot.done.synchronize()  # its state is unknown: it is given up once nothing runs in it
-                raise
-            self._free.append(slot)
+    def queue(
+        self,
+        context: Any,
+        inputs: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        stream: torch.cuda.Stream,
+        current: torch.cuda.Stream,
+    ) -> None:
+        """Queue a run on a stream, with tensors of the current one.
 
-    def _new_context(self) -> _Context:
+        Raises:
+            BackendError: as in `run`.
+        """
+        tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        for name, tensor in tensors.items():
+            if not context.set_input_shape(name, tuple(tensor.shape)):
+                raise self.error(f"{name}: no profile for the shape {tuple(tensor.shape)}")
+        for name, tensor in (*tensors.items(), *outputs.items()):
+            context.set_tensor_address(name, tensor.data_ptr())
+            if stream != current:
+                tensor.record_stream(stream)
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise self.error("the run could not be queued")
+
+    def _with_stream(self) -> _Context:
+        own = torch.cuda.Stream(self._device)
+        return _Context(self.new_context(), own, own, torch.cuda.Event())
+
+    def new_context(self) -> Any:
+        """An execution context.
+
+        Raises:
+            BackendError: there is too little memory.
+        """
         if hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
             # TensorRT for RTX compiles kernels for a shape while others run, and then switches over, which
             # changes the last bits from one call to the next. Compile first.
@@ -174,9 +191,48 @@ class _Engine:
         else:
             context = self._engine.create_execution_context()
         if context is None:
-            raise self._error("no execution context; free GPU memory, or build with a smaller --max-batch")
-        own = torch.cuda.Stream(self._device)
-        return _Context(context, own, own, torch.cuda.Event())
+            raise self.error("no execution context; free GPU memory, or build with a smaller --max-batch")
+        return context
 
-    def _error(self, what: str) -> BackendError:
+    def error(self, what: str) -> BackendError:
+        """An error with the end of the library's log."""
         return BackendError(f"{self._trt.__name__}: {what}:\n{self._log.tail()}")
+
+
+class _Captured:
+    """The engines with a context each, for one CUDA graph: no events and no other stream.
+
+    The library asks for a run with the same shapes before a capture, and for one context a graph.
+    """
+
+    capture_obstacle = None
+
+    def __init__(
+        self, device: torch.device, known: Mapping[str, Graph], engines: Mapping[str, _Engine]
+    ) -> None:
+        self.device = device
+        self._graphs, self._engines = known, engines
+        self._contexts: dict[str, Any] = {}  # made by the run before the capture: it allocates memory
+
+    def for_capture(self) -> _Captured:
+        """See `Backend`."""
+        return _Captured(self.device, self._graphs, self._engines)
+
+    def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """See `Backend`. The current stream must not be the default one.
+
+        Raises:
+            BackendError: as in `TensorRTBackend`, or the library cannot be captured in these shapes.
+        """
+        engine = self._engines[graph]
+        first = graph not in self._contexts
+        context = self._contexts[graph] = engine.new_context() if first else self._contexts[graph]
+        outputs = empty_outputs(self._graphs[graph], inputs[0])
+        named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
+        current = torch.cuda.current_stream()
+        engine.queue(context, named, outputs, current, current)
+        # TensorRT for RTX only: an engine may need memory of the library's own while it runs
+        capturable = getattr(context, "is_stream_capturable", None)
+        if first and capturable is not None and not capturable(current.cuda_stream):
+            raise engine.error(f"{graph} cannot be captured in a CUDA graph; pass cuda_graphs=False")
+        return tuple(outputs.values())

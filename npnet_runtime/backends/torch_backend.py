@@ -30,6 +30,8 @@ class TorchBackend:
         BundleError: the weights were changed, or do not fit the manifest's configuration.
     """
 
+    capture_obstacle = None
+
     def __init__(self, bundle: EngineBundle, device: torch.device, kernels: Kernels = "auto") -> None:
         self.device = device
         self._kernels = kernels
@@ -40,6 +42,13 @@ class TorchBackend:
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"{bundle.path / WEIGHTS} does not fit the manifest: {error}") from error
         self._parts = network.to(device).parts()
+        for part in self._parts.values():
+            if isinstance(part, PromptHalf):
+                part.freeze()
+
+    def for_capture(self) -> TorchBackend:
+        """See `Backend`: it keeps nothing from one run to the next."""
+        return self
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""

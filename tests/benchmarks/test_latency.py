@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 import harness
 import latency
 from harness import Timing, interleave
+from latency_overlap import Overlap
+from npnet_runtime import GoldenNoise
 from npnet_runtime.models import MODELS
-from support.networks import SMALL
+from support.networks import SMALL, noise_and_prompts
 
 
 @pytest.fixture
@@ -51,6 +54,7 @@ def test_all_engines(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {"cpu", "cores", "torch", "commit"} <= result["environment"].keys()
     assert (tmp_path / "latency-sdxl-cpu.png").read_bytes()[:4] == b"\x89PNG"
     assert "agrees" in printed
+    assert "1 transformer layers" in result["encoder_stand_in"]
 
 
 def test_no_ratio_without_parity(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +88,40 @@ def test_interleaves() -> None:
     assert "".join(order) == "ababab"
     assert timings.keys() == {"a", "b"}
     assert harness.environment(torch.device("cpu"))["device"] == "cpu"
+
+
+def test_what_comes_before_is_not_timed() -> None:
+    order: list[str] = []
+
+    def slow() -> None:
+        order.append("before")
+        time.sleep(0.05)
+
+    timings = interleave(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        3,
+        torch.device("cpu"),
+        warmup=1,
+        before={"a": slow},
+    )
+    assert order == ["before", "a", "b"] * 4
+    assert timings["a"].median < 25
+
+
+def test_overlap_is_golden_noise_of_a_request(small_torch_bundle) -> None:
+    """The critical path begins with the prompt: the noise is prepared before it, and by then only."""
+    golden = GoldenNoise(small_torch_bundle, device="cpu")
+    prepared: list[int] = []
+    original = golden.prepare
+    golden.prepare = lambda noise: prepared.append(len(noise)) or original(noise)  # type: ignore[method-assign]
+    noise, prompts = noise_and_prompts(SMALL, 2)
+    encoded: list[int] = []
+    overlap = Overlap(golden, noise, prompts, lambda: encoded.append(len(prepared)))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="begin"):
+        overlap.finish()
+    for _ in range(2):
+        overlap.begin()
+        assert torch.equal(overlap.finish(), golden(noise, prompts))
+    overlap.close()
+    assert prepared == [2, 2]
+    assert len(encoded) == 2

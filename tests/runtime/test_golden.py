@@ -51,7 +51,7 @@ class TestFullSize:
     ) -> None:
         """All but the SVD, which is replaced by what the original found."""
         factors = SVD(fixture["U"], fixture["s"], fixture["Vh"])
-        monkeypatch.setattr("npnet_runtime.passes.svd", lambda matrix, signs: factors)
+        monkeypatch.setattr("npnet_runtime.passes.svd", lambda matrix, solver, signs: factors)
         golden = GoldenNoise(sdxl_bundles[engine].path, device="cpu")
         prepared = golden.prepare(fixture["noise"])
         torch.testing.assert_close(prepared.spectral, fixture["spectral"], atol=5e-5, rtol=0)
@@ -380,3 +380,35 @@ def test_cuda_asked_for_without_cuda(small_bundle: EngineBundle) -> None:
 
 def test_prepared_noise_is_public() -> None:
     assert PreparedNoise.__doc__
+
+
+def test_cuda_graphs_on_a_cpu(small_torch_bundle: EngineBundle) -> None:
+    with pytest.raises(BackendError, match="the engine runs on the cpu. Leave cuda_graphs out"):
+        GoldenNoise(small_torch_bundle, device="cpu", cuda_graphs=True)
+    assert "CUDA graphs: off: the engine" in GoldenNoise(small_torch_bundle, device="cpu").report()
+
+
+def test_the_halves_run_side_by_side(
+    small_torch_bundle: EngineBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each half waits for the other to have begun: one after the other would never end."""
+    golden = GoldenNoise(small_torch_bundle, device="cpu")
+    expected = golden(NOISE, PROMPTS)
+    both = threading.Barrier(2)
+    for half in ("before_prompt", "with_prompt"):
+        original = getattr(golden._pass, half)
+
+        def wait(*args: object, _original: Callable = original, **kwargs: object) -> object:
+            both.wait(timeout=10)
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(golden._pass, half, wait)
+    assert torch.equal(golden(NOISE, PROMPTS), expected)
+
+
+def test_options_survive_pickling(small_torch_bundle: EngineBundle) -> None:
+    golden = GoldenNoise(small_torch_bundle, device="cpu", cuda_graphs=False, cache_size=3, tokens="average")
+    again = pickle.loads(pickle.dumps(golden))
+    assert "cuda_graphs=False was asked for" in again.report()
+    assert "0 of 3 prepared noises" in again.report()
+    assert again._tokens == "average"

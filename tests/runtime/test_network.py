@@ -122,3 +122,17 @@ def test_nearest_index(source: int, target: int) -> None:
     values = torch.randn(1, 1, source)
     expected = torch.nn.functional.interpolate(values, size=target, mode="nearest")
     assert torch.equal(values[..., nearest_index(source, target)], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_frozen_halves_keep_every_bit(dtype: torch.dtype) -> None:
+    half = network_from_state(SMALL, parity_state(SMALL)).to_precision(dtype).prompt_half
+    noise, prompts = noise_and_prompts(SMALL, 2)
+    with torch.inference_mode():
+        expected = half(noise, prompts)
+        names = half.state_dict().keys()
+        given = half.freeze()(noise, prompts)
+    assert half.state_dict().keys() == names
+    assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
+    half.to_rgb.weight.data.zero_()  # what is frozen is not computed again
+    assert torch.equal(half(noise, prompts)[1], expected[1])

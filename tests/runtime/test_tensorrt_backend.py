@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from npnet_runtime.backends import tensorrt_backend
-from npnet_runtime.backends.tensorrt_backend import MAX_CONTEXTS, _Engine
+from npnet_runtime.backends.tensorrt_backend import MAX_CONTEXTS, _Captured, _Engine
 from npnet_runtime.errors import BackendError
+from npnet_runtime.graphs import Graph
 
 DEVICE = torch.device("cuda", 0)
 
@@ -153,3 +154,33 @@ def test_too_little_memory(cuda: Cuda) -> None:
     log = SimpleNamespace(tail=lambda: "  out of memory")
     with pytest.raises(BackendError, match=r"free GPU memory, or build with a smaller --max-batch:\n  out"):
         _Engine(SimpleNamespace(__name__="tensorrt"), cuda, log, DEVICE)  # type: ignore[arg-type]
+
+
+class TestForCapture:
+    """What a CUDA graph is to hold: one context for each engine, the current stream, no events."""
+
+    @pytest.fixture
+    def captured(self, engine: _Engine) -> _Captured:
+        return _Captured(DEVICE, {"g": Graph({"x": (2,)}, {"y": (2,)})}, {"g": engine})
+
+    def test_one_context_of_its_own(self, captured: _Captured, engine: _Engine, cuda: Cuda) -> None:
+        x = torch.zeros(3, 2)
+        (y,) = [captured.run("g", x) for _ in range(3)][-1]
+        assert not cuda.current.waited  # an event from outside would end the capture
+        run(engine)
+        shared, own = cuda.contexts
+        assert (len(shared.runs), own.runs) == (1, [cuda.current.cuda_stream] * 3)
+        assert own.addresses == {"x": x.data_ptr(), "y": y.data_ptr()}
+        captured.for_capture().run("g", x)
+        assert len(cuda.contexts) == 3
+
+    def test_told_before_the_capture_that_it_cannot_be(
+        self, captured: _Captured, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+        monkeypatch.setattr(
+            Context, "is_stream_capturable", lambda context, stream: asked.append(stream), raising=False
+        )
+        with pytest.raises(BackendError, match=r"g cannot be captured.*pass cuda_graphs=False:\n  what the"):
+            captured.run("g", torch.zeros(1, 2))
+        assert asked == [cuda.current.cuda_stream]

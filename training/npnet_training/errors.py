@@ -28,8 +28,16 @@ class DatasetError(TrainingError):
     """A dataset of noise pairs that is missing, damaged, of other settings, or without a usable pair."""
 
 
+class StorageError(TrainingError, OSError):
+    """A place of files that is unknown, needs a package, or cannot be reached."""
+
+
 class ScorerError(TrainingError):
     """A scorer that is unknown, cannot be loaded, or gives no number for an image."""
+
+
+class RewardError(TrainingError):
+    """A reward that is unknown, cannot be loaded, or gives no numbers with a gradient."""
 
 
 class TrainError(TrainingError):
@@ -38,6 +46,10 @@ class TrainError(TrainingError):
 
 class EvaluateError(TrainingError):
     """An evaluation that cannot start or go on."""
+
+
+class StudyError(TrainingError):
+    """A study whose networks are missing or unknown."""
 
 
 class DemoError(TrainingError):

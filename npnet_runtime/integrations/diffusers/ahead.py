@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class Ahead:
-    """`golden.prepare(noise)` on another thread and, on CUDA, another stream.
+    """`golden.prepare(noise)` on another thread, from what the current stream holds now.
+
+    Not on this thread: on a CPU, and on CUDA without graphs, `prepare` waits for its result.
 
     Args:
         golden: the engine.
@@ -25,25 +27,19 @@ class Ahead:
         self._golden = golden
         self._stream: torch.cuda.Stream | None = None
         if noise.is_cuda:
+            # The thread may start late, when the encoder's work is queued here: that is not waited for.
             self._stream = torch.cuda.Stream(noise.device)
             self._stream.wait_stream(torch.cuda.current_stream(noise.device))
             noise.record_stream(self._stream)  # it may be freed here while it is read there
         self._future: Future[PreparedNoise] = worker.submit(self._prepare, noise)
 
     def result(self) -> PreparedNoise:
-        """The prepared noise, ready for the current stream.
+        """The prepared noise; on CUDA perhaps still at work, which a call waits for on its stream.
 
         Raises:
             InputError: noise that the engine cannot take.
         """
-        prepared = self._future.result()
-        if self._stream is not None:
-            current = torch.cuda.current_stream(prepared.noise.device)
-            current.wait_stream(self._stream)
-            prepared.noise.record_stream(current)
-            if prepared.spectral is not None:
-                prepared.spectral.record_stream(current)
-        return prepared
+        return self._future.result()
 
     def cancel(self) -> None:
         """Not needed, or not any more. What runs already runs to its end."""

@@ -1,5 +1,6 @@
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from npnet_training.collecting import Collector, CollectSettings, collect
 from npnet_training.collecting.cli import main
@@ -66,6 +68,72 @@ def test_a_killed_run_goes_on_without_a_trace(settings: CollectSettings) -> None
     progress = collect(with_(settings, resume=True))
     assert (progress.pairs, progress.new) == (10, 4)
     assert {p.name: p.read_bytes() for p in (settings.output / "data").glob("*.parquet")} == whole
+
+
+def memory_files(url: str) -> dict[str, bytes]:
+    folder = url.removeprefix("memory:/")
+    store = MemoryFileSystem.store
+    return {
+        name.removeprefix(f"{folder}/"): file.getvalue() for name, file in store.items() if folder in name
+    }
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    yield f"memory://bucket/{tmp_path.name}"
+    MemoryFileSystem.store.clear()
+
+
+def test_an_object_store_holds_what_a_folder_does(
+    settings: CollectSettings, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npnet_training.collecting.collector.load_scorer", lambda *_, **__: Taste())
+    settings = with_(settings, scorers=("taste",), rule="keep all", thumbnails=5)
+    collect(settings)
+    local = {str(p.relative_to(settings.output)): p.read_bytes() for p in settings.output.rglob("*.*")}
+    assert len(local) == 3 + 2 + 5 * 3 + 1
+    remote = with_(settings, output=url)
+    assert remote.output == url
+    assert collect(remote).pairs == 10
+    assert memory_files(url) == local
+    # killed in the second shard, whose put was never completed
+    del MemoryFileSystem.store[f"/bucket/{url.rpartition('/')[2]}/data/train-000001.parquet"]
+    with pytest.raises(DatasetError, match=r"memory://bucket/.* holds a dataset: go on with --resume"):
+        collect(remote)
+    with pytest.raises(DatasetError, match=r"(?s)other settings:.*seed: expected 7, given 8"):
+        collect(with_(remote, seed=8, resume=True))
+    progress = collect(with_(remote, resume=True))
+    assert (progress.pairs, progress.new) == (10, 4)
+    assert memory_files(url) == local
+    here, there = PairDataset.open([settings.output]), PairDataset.open([url])
+    assert here.info == there.info
+    assert (here.batch([9, 3]).target == there.batch([9, 3]).target).all()
+    assert len(PairDataset.open([settings.output, url])) == 20
+
+
+def test_a_file_url_is_a_folder(settings: CollectSettings) -> None:
+    remote = with_(settings, output=f"file://{settings.output}")
+    assert remote.output == settings.output
+    assert collect(remote).pairs == 10
+    assert len(PairDataset.open([f"file://{settings.output}"])) == 10
+
+
+def test_a_put_that_fails(settings: CollectSettings, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = MemoryFileSystem.pipe_file
+
+    def fails(self: Any, path: str, value: bytes, **options: Any) -> None:
+        if path.endswith("train-000001.parquet"):
+            raise ConnectionResetError("the line is dead")
+        put(self, path, value, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", fails)
+    with pytest.raises(
+        DatasetError, match=r"train-000001.parquet: cannot write the pairs .*line is dead.*--resume"
+    ):
+        collect(with_(settings, output=url))
+    assert {name for name in memory_files(url) if "data" in name} == {"data/train-000000.parquet"}
+    monkeypatch.undo()
+    assert collect(with_(settings, output=url, resume=True)).new == 6
 
 
 def test_only_what_fits_is_continued(settings: CollectSettings) -> None:
@@ -145,6 +213,17 @@ class TestCommand:
         assert self.run(settings) == 0
         assert "5 pairs, 5 kept (100.0 %)" in capsys.readouterr().out
 
+    def test_collects_to_a_url(
+        self, settings: CollectSettings, url: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run(settings, "--output", url) == 0
+        captured = capsys.readouterr()
+        assert f"{url}: 5 pairs, 5 kept (100.0 %)" in captured.out
+        assert f"output: {url}\n" in captured.err
+        assert self.run(settings, "--output", url) == 2
+        assert self.run(settings, "--output", url, "--resume") == 0
+        assert not settings.output.exists()
+
     def test_dry_run(self, settings: CollectSettings, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run(settings, "--dry-run") == 0
         assert "5 pairs, about" in capsys.readouterr().out
@@ -158,6 +237,11 @@ class TestCommand:
             (["--scorers", "nicescore"], "unknown scorer 'nicescore'"),
             (["--redenoise.steps", "1"], "--redenoise.steps"),
             (["--batch", "0"], "--batch"),
+            (
+                ["--output", "s4://bucket/x"],
+                "--output: Value error, s4://bucket/x: expected a folder, or a URL",
+            ),
+            (["--output", "memory://"], "expected a folder after memory://"),
         ],
     )
     def test_errors(

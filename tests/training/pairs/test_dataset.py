@@ -1,20 +1,23 @@
+import multiprocessing
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
-from npnet_training.errors import DatasetError
+from npnet_training.errors import DatasetError, StorageError
 from npnet_training.pairs import PairDataset, PairInfo, Pairs, write_pairs
 from npnet_training.pairs.shard import shard_path
 from npnet_training.sampling import draw_noise
+from npnet_training.storage import Location, locate
 
 SHAPE = (4, 8, 8)
 
 
 def write(
-    folder: Path, count: int = 20, per_shard: int = 10, *, model: str = "m", source: bool = False
+    folder: Location, count: int = 20, per_shard: int = 10, *, model: str = "m", source: bool = False
 ) -> torch.Tensor:
     PairInfo(model, None, SHAPE, (5, 6), {"rule": "keep all"}).write(folder)
     target = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1)).half()
@@ -57,6 +60,22 @@ def test_kept_rows_of_several_folders(tmp_path: Path) -> None:
     last = pickle.loads(pickle.dumps(pairs)).batch([len(pairs) - 1])
     assert (last.target[0] == target[kept[-1]].float()).all()
     assert (last.source == -last.target).all()
+
+
+def test_workers_read_a_url(tmp_path: Path) -> None:
+    folder = locate(f"memory://bucket/{tmp_path.name}")
+    target = write(folder, source=True)
+    pairs = PairDataset.open([str(folder)], kept_only=False)
+    assert len(pairs.batch([3]).prompts) == 1  # a file is open when the workers fork
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2) as pool:
+        batches = pool.map(pairs.batch, [[0, 13], [19, 4]])
+    assert (torch.cat([batch.target for batch in batches]) == target[[0, 13, 19, 4]].float()).all()
+    with pytest.raises(DatasetError, match=r"memory://bucket/none: expected a dataset of noise pairs"):
+        PairDataset.open(["memory://bucket/none"])
+    with pytest.raises(StorageError, match="Protocol not known: s4"):
+        PairDataset.open(["s4://bucket/none"])
+    MemoryFileSystem.store.clear()
 
 
 def test_digest_is_of_content_and_selection(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def test_shapes() -> None:
 
 
 def test_unknown() -> None:
-    with pytest.raises(ScorerError, match=r"expected one of clipscore, pickscore, shapes, shapes-strict"):
+    with pytest.raises(
+        ScorerError, match="one of aesthetic, clipscore, hpsv2, imagereward, pickscore, shapes"
+    ):
         load_scorer("nicescore")
     assert "shapes" in scorer_names()
 

@@ -2,33 +2,28 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from npnet_training.errors import TrainError
 from npnet_training.sampling import Denoiser, SampleSettings, draw_noise, sample_images
 from npnet_training.shapes import assets, build, judging
-from npnet_training.shapes.data import Batches, draw_scenes
+from npnet_training.shapes.data import draw_scenes, rows_of
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.networks import TOKENS, WIDTH, WORDS, make_tokenizer
-from npnet_training.shapes.train_autoencoder import train_autoencoder
+from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, train_decoder
 
 pytest.importorskip("diffusers")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shapes") / "model"
-    steps = {"autoencoder_steps": 3, "text_steps": 3, "unet_steps": 4, "save_every": 2, "main": 4, "weak": 2}
-    build.build(build.BuildSettings(output=folder, scenes=64, judged=2, **steps))
-    return folder
-
-
 @pytest.mark.gpu
-def test_on_a_gpu(tmp_path: Path) -> None:
-    steps = {"autoencoder_steps": 3, "text_steps": 3, "unet_steps": 4, "save_every": 2, "main": 4, "weak": 2}
-    settings = build.BuildSettings(output=tmp_path / "model", scenes=64, judged=2, device="cuda", **steps)
+def test_on_a_gpu(tmp_path: Path, small: dict[str, int]) -> None:
+    settings = build.BuildSettings(output=tmp_path / "model", device="cuda", **small)
     assert build.build(settings)["device"] != "cpu"
     assets.check(tmp_path / "model")
 
@@ -66,8 +61,40 @@ def test_weak_is_another_denoiser_with_the_same_rest(built: Path) -> None:
 
 def test_metrics_are_kept(built: Path) -> None:
     metrics = json.loads((built / "metrics.json").read_text())
-    assert [look["step"] for look in metrics["denoiser"]] == [2, 4]
+    assert [look["step"] for look in metrics["looks"]] == [2, 4]
     assert metrics["settings"]["seed"] == 0
+    assert metrics["main"]["prompts"] == metrics["weak"]["prompts"] == 10
+    assert not built.with_name("model.work").exists()
+
+
+def test_goes_on_after_a_kill_to_the_same_weights(
+    built: Path, small: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = build.BuildSettings(output=tmp_path / "model", **small)
+    with monkeypatch.context() as patch:
+        patch.setattr(build.UNetTraining, "run", _killed_after(2, build.UNetTraining.run))
+        with pytest.raises(KeyboardInterrupt):
+            build.build(settings)
+    assert not settings.output.exists()
+    with pytest.raises(TrainError, match=r"seed: expected 0, given 1"):
+        build.build(build.BuildSettings(output=settings.output, seed=1, **small))
+    with monkeypatch.context() as patch:  # the finished parts are not trained again
+        patch.setattr(build, "train_autoencoder", None)
+        patch.setattr(build, "train_text_encoder", None)
+        build.build(settings)
+    for part in ("unet", "unet-weak", "vae"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        assert (settings.output / file).read_bytes() == (built / file).read_bytes(), part
+
+
+def _killed_after(step: int, run: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(self: Any, *arguments: Any) -> Iterator[Any]:
+        for reached, unet in run(self, *arguments):
+            yield reached, unet
+            if reached == step:
+                raise KeyboardInterrupt
+
+    return wrapped
 
 
 def test_judging_does_not_depend_on_the_batch(built: Path) -> None:
@@ -100,11 +127,16 @@ def test_damage_is_found_before_anything_is_opened(built: Path, tmp_path: Path, 
         assets.load_pipeline(folder=folder)
 
 
-def test_main_must_be_a_step_that_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = "--scenes 8 --autoencoder-steps 1 --text-steps 1 --unet-steps 1 --save-every 1 --judged 1"
-    assert build.main(["--output", str(tmp_path / "model"), *small.split(), "--main", "7"]) == 2
-    assert "--main" in capsys.readouterr().err
-    assert not (tmp_path / "model").exists()
+def test_weak_must_be_a_step_that_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["--output", str(tmp_path / "model"), "--weak", "7"]) == 2
+    assert "weak: expected a multiple of 500" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["--output", str(tmp_path)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert not tmp_path.with_name(tmp_path.name + ".work").exists()
 
 
 def test_autoencoder_learns_and_is_repeatable() -> None:
@@ -118,5 +150,18 @@ def test_autoencoder_learns_and_is_repeatable() -> None:
 
 
 def test_an_epoch_has_each_scene_once() -> None:
-    batches = Batches(12, 4, seed=0)
-    assert sorted(torch.cat([next(batches) for _ in range(3)]).tolist()) == list(range(12))
+    first, second = (
+        torch.cat([rows_of(step, 12, 4, seed=0) for step in range(start, start + 3)]) for start in (0, 3)
+    )
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12))
+    assert first.tolist() != second.tolist()
+
+
+def test_decoder_learns_and_the_latents_stay() -> None:
+    scenes = draw_scenes(64, seed=0)
+    vae = train_autoencoder(scenes, 8, 16, 4e-3, 0, lambda stage, step, loss: None)
+    latents = encode(vae, scenes.images)
+    losses: list[float] = []
+    train_decoder(vae, scenes, latents, 12, 16, 3e-3, 0, lambda stage, step, loss: losses.append(loss))
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert torch.equal(encode(vae, scenes.images), latents)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,62 +8,16 @@ from safetensors.torch import load_file
 
 from npnet_runtime import checkpoint
 from npnet_training.errors import SettingsError, TrainError
-from npnet_training.pairs import PairInfo, Pairs, write_pairs
-from npnet_training.pairs.shard import shard_path
-from npnet_training.sampling import Denoiser, draw_noise
 from npnet_training.training.cli import main
 from npnet_training.training.loop import train
-from npnet_training.training.settings import TrainSettings
-from support.pipelines import PIPELINES
-
-COUNT = 96
-SMALL: dict[str, Any] = {
-    "npnet": {
-        "spectral_hidden": 8, "spectral_mlp_hidden": 16, "swin_image_size": 32, "swin_window_size": 2,
-        "swin_embed_dim": 8, "swin_depths": [1, 1], "swin_num_heads": [1, 2],
-    }
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs whose target is the noise, and a pattern that depends on the prompt."""
-    folder = tmp_path_factory.mktemp("training")
-    torch.manual_seed(0)
-    pipe = PIPELINES["sdxl"]()
-    pipe.save_pretrained(folder / "model")
-    denoiser = Denoiser(pipe)
-    shape = denoiser.latent_shape
-    PairInfo(str(folder / "model"), None, shape, denoiser.text_shape, {}).write(folder / "pairs")
-    for number in range(COUNT // 32):
-        rows = range(32 * number, 32 * number + 32)
-        noise = draw_noise(rows, shape)
-        target = 1.2 * noise + 0.2
-        if number == 0:
-            target[5, 0, 0, 0] = torch.nan
-        nothing: dict[str, list[float]] = {}
-        pairs = Pairs(
-            rows, [f"prompt {chr(97 + row % 16)}" for row in rows], list(rows), target, [True] * 32,
-            [""] * 32, nothing, nothing,
-        )  # fmt: skip
-        write_pairs(shard_path(folder / "pairs", number), pairs)
-    return folder / "pairs"
-
-
-def settings_for(data: Path, output: Path, **changes: Any) -> TrainSettings:
-    values = {
-        "data": (str(data),), "output": output, "network": SMALL, "batch_size": 16, "epochs": 2,
-        "optimizer": {"learning_rate": 3e-3, "ema": 0.9}, "validation": {"share": 0.2},
-        "cache_dir": data.parent / "cache",
-    }  # fmt: skip
-    return TrainSettings.model_validate({**values, **changes})
+from support.training import ATTENTION, COUNT, SMALL, launch, settings_for, validations
 
 
 def test_learns_far_more_than_the_identity(data: Path, tmp_path: Path) -> None:
     summary = train(settings_for(data, tmp_path / "run", epochs=40))
     assert summary["pairs"]["quarantined"] == 1
     assert summary["last"]["mse"] < 0.4 * summary["last"]["identity"]
-    assert summary["best_validation_mse"] <= summary["last"]["mse"]
+    assert summary["best_validation_loss"] <= summary["last"]["mse"]
     read = checkpoint.read(tmp_path / "run" / "best.safetensors")
     assert read.config.latent_shape == (4, 16, 16)
     found = summary["report"]["explained"]
@@ -81,8 +33,7 @@ def test_learns_far_more_than_the_identity(data: Path, tmp_path: Path) -> None:
 
 
 def test_prompt_attention_learns_without_an_svd(data: Path, tmp_path: Path) -> None:
-    network = {"kind": "prompt-attention", "prompt_attention": {"channels": [8, 16]}}
-    changes: dict[str, Any] = {"network": network, "cache_dir": tmp_path / "cache"}
+    changes: dict[str, Any] = {"network": ATTENTION, "cache_dir": tmp_path / "cache"}
     settings = settings_for(data, tmp_path / "run", epochs=20, **changes)
     summary = train(settings)
     assert summary["last"]["mse"] < 0.4 * summary["last"]["identity"]
@@ -144,18 +95,34 @@ def test_early_stopping(data: Path, tmp_path: Path) -> None:
     assert train(settings_for(data, tmp_path / "run", validation=validation))["steps"] == 3
 
 
-def test_two_processes_train_what_one_does(data: Path, tmp_path: Path) -> None:
-    config = tmp_path / "train.yaml"
-    config.write_text(settings_for(data, tmp_path / "two", max_steps=4).to_yaml())
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*launch, *options, "-m", "npnet_training.training.cli", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    train(settings_for(data, tmp_path / "one", max_steps=4))
-    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("module", ["npnet_training.training.cli", "support.sharded_training"])
+def test_two_processes_train_what_one_does(data: Path, tmp_path: Path, module: str) -> None:
+    """The second shards weights, their average and the moments of the optimizer."""
+    options: dict[str, Any] = {
+        "accumulation": 2, "max_steps": 6,
+        # a validation without a checkpoint after it
+        "validation": {"share": 0.2, "every": 1, "min_improvement": 0.9},
+        "optimizer": {"learning_rate": 3e-3, "ema": 0.9, "clip": 0.01},
+    }  # fmt: skip
+    launch(module, settings_for(data, tmp_path / "two", **options | {"max_steps": 4}), tmp_path)
+    launch(module, settings_for(data, tmp_path / "two", resume=True, **options), tmp_path)
+    train(settings_for(data, tmp_path / "one", **options))
+    for one, two in zip(*(validations(tmp_path / run) for run in ("one", "two")), strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    for name in ("best.safetensors", "last.safetensors", "state-00000006/tensors.safetensors"):
+        one, two = (load_file(tmp_path / run / name) for run in ("one", "two"))
+        assert {key: value.shape for key, value in one.items()} == {k: v.shape for k, v in two.items()}
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
+
+
+def test_checkpoints_hold_the_average(data: Path, tmp_path: Path) -> None:
+    train(settings_for(data, tmp_path / "run", max_steps=4))
+    written = load_file(tmp_path / "run" / "last.safetensors")
+    state = load_file(tmp_path / "run" / "state-00000004" / "tensors.safetensors")
+    for name, value in written.items():
+        torch.testing.assert_close(value, state[f"average.{name}"].reshape(value.shape), rtol=0, atol=0)
+    assert (written["alpha"] - state["weights.alpha"]).abs() > 1e-4
 
 
 def test_only_the_same_run_is_resumed(data: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from npnet_training.pairs.shard import Pairs, shard_path, write_pairs
 from npnet_training.sampling import Denoiser, draw_noise, redenoise, sample_images
 from npnet_training.scorers import SelectionRule, load_scorer, score_all
 from npnet_training.settings import differences
+from npnet_training.storage import exists, is_free
 
 if TYPE_CHECKING:
     from npnet_training.collecting.cluster import RayPool
@@ -101,10 +102,10 @@ class Collector:
     def collect(self, item: Item) -> int:
         """Make and write an item; how many of its pairs are kept."""
         pairs, plain, golden = self.make(item)
-        write_pairs(shard_path(self.settings.output, item.number), pairs)
+        write_pairs(shard_path(self.settings.folder, item.number), pairs)
         shown = self.settings.thumbnails - item.first
         if shown > 0 and plain:
-            write_samples(self.settings.output, pairs, plain[:shown], golden[:shown])
+            write_samples(self.settings.folder, pairs, plain[:shown], golden[:shown])
         return sum(pairs.kept)
 
     def collect_all(self, todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
@@ -156,8 +157,8 @@ def _workers(settings: CollectSettings) -> AbstractContextManager[Collector | Ra
 
 
 def _begin(settings: CollectSettings, info: PairInfo) -> None:
-    folder = settings.output
-    if (folder / FILE).exists():
+    folder = settings.folder
+    if exists(folder / FILE):
         found = PairInfo.read(folder)
         if not settings.resume:
             raise DatasetError(f"{folder} holds a dataset: go on with --resume, or give another --output")
@@ -165,7 +166,7 @@ def _begin(settings: CollectSettings, info: PairInfo) -> None:
             wrong = differences(_flat(found), _flat(info))
             raise DatasetError(f"{folder} was collected with other settings:\n  " + "\n  ".join(wrong))
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise DatasetError(f"{folder} exists and is no dataset of noise pairs: give another --output")
     try:
         info.write(folder)

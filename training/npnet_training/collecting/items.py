@@ -10,6 +10,7 @@ from npnet_training.collecting.settings import CollectSettings
 from npnet_training.errors import DatasetError
 from npnet_training.pairs.shard import open_shard, shard_path
 from npnet_training.prompts import read_prompts
+from npnet_training.storage import exists
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def done(settings: CollectSettings, item: Item) -> int | None:
     Raises:
         DatasetError: the shard is damaged, or of other prompts.
     """
-    path = shard_path(settings.output, item.number)
-    if not path.exists():
+    path = shard_path(settings.folder, item.number)
+    if not exists(path):
         return None
     table = open_shard(path).read(["prompt", "seed", "kept"])
     if (tuple(table["prompt"].to_pylist()), tuple(table["seed"].to_pylist())) != (item.prompts, item.seeds):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from npnet_training.errors import StorageError
 from npnet_training.sampling import RedenoiseSettings, SampleSettings
 from npnet_training.settings import Settings
+from npnet_training.storage import Location, locate
 
 
 class CollectSettings(Settings):
@@ -18,8 +20,8 @@ class CollectSettings(Settings):
     """A diffusers folder, a repository of the hub, a registered model, or the embedded shapes."""
     prompts: str
     """File of prompts (text, .csv, .jsonl), hub:OWNER/DATASET, or shapes:train:COUNT[:SEED]."""
-    output: Path
-    """Folder of the dataset."""
+    output: Path | str
+    """Folder of the dataset, or a URL of fsspec such as s3://BUCKET/FOLDER."""
     revision: str | None = None
     """Commit, branch or tag of the model on the hub."""
     max_prompts: int | None = Field(default=None, ge=1)
@@ -57,6 +59,20 @@ class CollectSettings(Settings):
     """Take models from the hub's cache only."""
     dry_run: bool = False
     """Make one batch, write nothing, say how long and how large the whole would be."""
+
+    @field_validator("output")
+    @classmethod
+    def _known(cls, value: Path | str) -> Path | str:
+        try:
+            place = locate(value)
+        except StorageError as error:
+            raise ValueError(str(error)) from error
+        return place if isinstance(place, Path) else place.url
+
+    @property
+    def folder(self) -> Location:
+        """Where `output` is."""
+        return locate(self.output)
 
     @property
     def effective_rule(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from npnet_training.errors import DatasetError
 from npnet_training.pairs.info import PairInfo
 from npnet_training.pairs.shard import open_shard
 from npnet_training.sampling.noise import draw_noise
+from npnet_training.storage import Location, listed, locate, open_binary, size
 
 CACHE_BYTES = 256 << 20  # a dataset of a small model is read once, a large one never held in memory
 _FOOTER_BYTES = 1 << 16
@@ -38,7 +40,7 @@ class PairDataset:
     """The pairs of a model; `open` makes it."""
 
     def __init__(
-        self, info: PairInfo, shards: list[Path], places: np.ndarray, prompts: list[str], seeds: list[int]
+        self, info: PairInfo, shards: list[Location], places: np.ndarray, prompts: list[str], seeds: list[int]
     ) -> None:
         self.info = info
         self.prompts = prompts
@@ -49,32 +51,34 @@ class PairDataset:
         self._starts: dict[int, np.ndarray] = {}
         self._groups: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
         self._held = 0
+        self._process = os.getpid()
 
     @classmethod
     def open(cls, paths: Iterable[str | Path], *, kept_only: bool = True) -> Self:
         """Open one or several folders of the same model as one dataset.
 
         Args:
-            paths: folders as `npnet-collect` writes them.
+            paths: folders as `npnet-collect` writes them, or URLs of fsspec.
             kept_only: without the pairs that the selection rule refused.
 
         Raises:
             DatasetError: missing, damaged, empty, or of different models.
+            StorageError: a URL that fsspec does not know or cannot reach.
         """
         info: PairInfo | None = None
-        first: Path | None = None
-        shards: list[Path] = []
+        first: Location | None = None
+        shards: list[Location] = []
         places: list[np.ndarray] = []
         prompts: list[str] = []
         seeds: list[int] = []
         digest = sha256(b"kept" if kept_only else b"all")
         total = 0
-        for folder in map(Path, paths):
+        for folder in map(locate, paths):
             found = PairInfo.read(folder)
             if info is None:
                 info, first = found, folder
             _require_same(info, first, found, folder)
-            files = sorted((folder / "data").glob("*.parquet"))
+            files = listed(folder / "data", ".parquet")
             if not files:
                 raise DatasetError(f"{folder}: no pairs; collect some with npnet-collect")
             for path in files:
@@ -123,6 +127,8 @@ class PairDataset:
         )
 
     def _group(self, shard: int, place: int) -> tuple[int, int]:
+        if self._process != os.getpid():  # open files of a remote system do not survive a fork
+            self._files, self._starts, self._process = {}, {}, os.getpid()
         if shard not in self._files:
             file = open_shard(self._shards[shard])
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -159,7 +165,7 @@ class PairDataset:
         return self.__dict__ | {"_files": {}, "_starts": {}, "_groups": OrderedDict(), "_held": 0}
 
 
-def _values(column: pa.ChunkedArray, width: int, path: Path) -> np.ndarray:
+def _values(column: pa.ChunkedArray, width: int, path: Location) -> np.ndarray:
     array: np.ndarray = column.combine_chunks().flatten().to_numpy()
     if len(array) != width * len(column):
         raise DatasetError(
@@ -173,15 +179,15 @@ def _size(group: tuple[np.ndarray, np.ndarray | None]) -> int:
     return sum(part.nbytes for part in group if part is not None)
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Location) -> bytes:
     """Digest of a shard's name, size and footer, which holds statistics of every column."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - _FOOTER_BYTES))
-        return sha256(f"{path.name} {size}".encode() + file.read()).digest()
+    length = size(path)
+    with open_binary(path) as file:
+        file.seek(max(0, length - _FOOTER_BYTES))
+        return sha256(f"{path.name} {length}".encode() + file.read()).digest()
 
 
-def _require_same(info: PairInfo, first: Path | None, found: PairInfo, folder: Path) -> None:
+def _require_same(info: PairInfo, first: Location | None, found: PairInfo, folder: Location) -> None:
     for name in ("model", "revision", "latent_shape", "text_shape"):
         expected, given = getattr(info, name), getattr(found, name)
         if expected != given:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Self
 
-from npnet_runtime.files import atomic_file
 from npnet_training.errors import DatasetError
+from npnet_training.storage import Location, read_bytes, write_bytes
 
 FILE, FORMAT_VERSION = "npnet-pairs.json", 1
 
@@ -33,7 +32,7 @@ class PairInfo:
     settings: dict[str, Any]
     digest: str = ""
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Location) -> None:
         """Write the file and the card.
 
         Raises:
@@ -42,11 +41,10 @@ class PairInfo:
         values = {"format_version": FORMAT_VERSION, **asdict(self)}
         del values["digest"]
         for name, text in ((FILE, json.dumps(values, indent=1) + "\n"), ("README.md", self._card())):
-            with atomic_file(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_bytes(folder / name, text.encode())
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Location) -> Self:
         """Read what `write` wrote.
 
         Raises:
@@ -54,7 +52,7 @@ class PairInfo:
         """
         path = folder / FILE
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_bytes(path))
         except OSError as error:
             raise DatasetError(
                 f"{folder}: expected a dataset of noise pairs, but {FILE} cannot be read ({error}); "

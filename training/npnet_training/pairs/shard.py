@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from npnet_runtime.files import atomic_file
 from npnet_training.errors import DatasetError
+from npnet_training.storage import Location, open_binary, write_bytes
 
 ROWS_PER_GROUP = 8  # what reading one row at random costs: 1 MB for SDXL
 
@@ -47,12 +48,12 @@ class Pairs:
         return len(self.prompts)
 
 
-def shard_path(folder: Path, number: int) -> Path:
+def shard_path(folder: Location, number: int) -> Location:
     """Where the shard of that number is."""
     return folder / "data" / f"train-{number:06d}.parquet"
 
 
-def write_pairs(path: Path, pairs: Pairs) -> None:
+def write_pairs(path: Location, pairs: Pairs) -> None:
     """Write a shard, whole or not at all.
 
     Raises:
@@ -73,26 +74,26 @@ def write_pairs(path: Path, pairs: Pairs) -> None:
         for name, values in scores.items():
             columns[f"{arm}/{name}"] = pa.array(list(values), pa.float64())
     try:
-        with atomic_file(path) as temporary:
-            # Noise cannot be compressed.
-            pq.write_table(
-                pa.table(columns), temporary, row_group_size=ROWS_PER_GROUP, compression="none",
-                use_dictionary=False,
-            )  # fmt: skip
+        buffer = io.BytesIO()
+        # Noise cannot be compressed.
+        pq.write_table(
+            pa.table(columns), buffer, row_group_size=ROWS_PER_GROUP, compression="none", use_dictionary=False
+        )
+        write_bytes(path, buffer.getvalue())
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(
             f"{path}: cannot write the pairs ({error}); make room, then run the same command with --resume"
         ) from error
 
 
-def open_shard(path: Path) -> pq.ParquetFile:
+def open_shard(path: Location) -> pq.ParquetFile:
     """A shard for reading.
 
     Raises:
         DatasetError: missing, truncated, or no shard of noise pairs.
     """
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path if isinstance(path, Path) else open_binary(path))
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(
             f"{path}: truncated or damaged ({error}); delete it and run npnet-collect with --resume"

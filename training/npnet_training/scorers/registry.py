@@ -19,7 +19,10 @@ GROUP = "npnet.scorers"
 BUILT_IN = {
     "shapes": "npnet_training.scorers.shapes:ShapesScorer",
     "shapes-strict": "npnet_training.scorers.shapes:StrictShapesScorer",
+    "aesthetic": "npnet_training.scorers.aesthetic:Aesthetic",
     "clipscore": "npnet_training.scorers.clip:CLIPScore",
+    "hpsv2": "npnet_training.scorers.hpsv2:HPSv2",
+    "imagereward": "npnet_training.scorers.imagereward:ImageReward",
     "pickscore": "npnet_training.scorers.clip:PickScore",
 }
 
@@ -59,8 +62,9 @@ def load_scorer(name: str, *, device: str | torch.device = "cpu", offline: bool 
             make = points[name].load()
         scorer: Scorer = make(device=device, offline=offline)
         return scorer
-    except (ImportError, OSError, ValueError, AttributeError) as error:
-        raise ScorerError(f"the scorer {name} cannot be loaded: {error}") from error
+    except (ImportError, OSError, ValueError, AttributeError, ScorerError) as error:
+        hint = "; --offline takes weights from the hub's cache only: run it once without" if offline else ""
+        raise ScorerError(f"the scorer {name} cannot be loaded: {error}{hint}") from error
 
 
 def score_all(

@@ -4,55 +4,69 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from npnet_runtime.errors import NPNetError
-from npnet_runtime.files import atomic_directory
+from npnet_runtime.files import atomic_directory, atomic_file
 from npnet_runtime.golden import resolve_device
+from npnet_training.errors import TrainError
 from npnet_training.sampling import RedenoiseSettings, redenoise
 from npnet_training.sampling.denoiser import Denoiser
-from npnet_training.settings import Settings, parse
+from npnet_training.settings import Settings, differences, parse
 from npnet_training.shapes.assets import write_manifest
-from npnet_training.shapes.data import draw_scenes
+from npnet_training.shapes.data import Scenes, draw_scenes
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.judging import strict_rate
-from npnet_training.shapes.networks import make_scheduler
-from npnet_training.shapes.train_autoencoder import encode, train_autoencoder
+from npnet_training.shapes.networks import make_scheduler, make_tokenizer, make_unet
+from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, train_decoder
 from npnet_training.shapes.train_text_encoder import tokenize, train_text_encoder
-from npnet_training.shapes.train_unet import train_unet
+from npnet_training.shapes.train_unet import UNetTraining
+
+STATE, LOOKS, WANTED = "denoiser.pt", "looks.json", "settings.json"
 
 
 class BuildSettings(Settings):
     """How the embedded model is trained. Steps, not seconds, so that it can be repeated."""
 
     output: Path
-    """Folder to write; must not exist."""
+    """Folder to write; must not exist. Beside it, OUTPUT.work keeps what is finished until all is: after a
+    kill, the same command goes on."""
     seed: int = 0
     """Of everything random; the same seed gives other weights on another kind of device."""
     device: str = "cpu"
     """Where to train: cpu or cuda."""
-    scenes: int = Field(default=16000, ge=1)
+    scenes: int = Field(default=24000, ge=1)
     """Training images rendered."""
-    autoencoder_steps: int = Field(default=2000, ge=1)
+    autoencoder_steps: int = Field(default=800, ge=1)
     """Of the autoencoder, 32 images each."""
-    text_steps: int = Field(default=800, ge=1)
+    decoder_steps: int = Field(default=600, ge=0)
+    """Of its decoder alone, after the denoiser."""
+    text_steps: int = Field(default=1500, ge=1)
     """Of the text encoder, 128 prompts each."""
-    unet_steps: int = Field(default=2000, ge=1)
-    """Of the learning-rate schedule of the denoiser, 64 scenes each."""
-    save_every: int = Field(default=250, ge=1)
-    """Steps between two looks at the denoiser."""
-    main: int = Field(default=2000, ge=1)
-    """Steps after which the denoiser is the main one; a multiple of save_every."""
-    weak: int = Field(default=500, ge=1)
-    """Steps after which it is the weaker one, of the same run."""
-    judged: int = Field(default=300, ge=1)
-    """Held-out prompts judged at each look; the main and the weak one are judged on five times as many."""
+    unet_steps: int = Field(default=6000, ge=1)
+    """Of the denoiser, 64 scenes each."""
+    weak: int = Field(default=1000, ge=1)
+    """Steps after which the denoiser is kept as the weaker one; a multiple of save_every."""
+    save_every: int = Field(default=500, ge=1)
+    """Steps of the denoiser between two states."""
+    look_every: int = Field(default=1000, ge=1)
+    """Steps of the denoiser between two looks at how many of its images are true."""
+    judged: int = Field(default=100, ge=1)
+    """Held-out prompts judged at each look; the finished models are judged on ten times as many."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BuildSettings:
+        if self.weak % self.save_every or self.weak > self.unet_steps:
+            raise ValueError(f"weak: expected a multiple of {self.save_every} up to {self.unet_steps}")
+        return self
 
 
 def build(settings: BuildSettings) -> dict[str, Any]:
@@ -60,60 +74,147 @@ def build(settings: BuildSettings) -> dict[str, Any]:
 
     Returns:
         The metrics that are written to `metrics.json`.
-    """
-    import diffusers
 
-    make_pipeline: Any = diffusers.StableDiffusionPipeline
+    Raises:
+        TrainError: the work folder is of other settings.
+    """
     began = time.perf_counter()
-    report = _Report(began)
-    device = str(resolve_device(settings.device))
+    work = settings.output.with_name(settings.output.name + ".work")
+    _begin(settings, work)
+    device, report = str(resolve_device(settings.device)), _Report(began)
     scenes = draw_scenes(settings.scenes, settings.seed).to(device)
-    vae = train_autoencoder(scenes, settings.autoencoder_steps, 32, 4e-3, settings.seed, report)
-    latents = encode(vae, scenes.images) * vae.config.scaling_factor
-    tokenizer, text = train_text_encoder(scenes, settings.text_steps, 128, 2e-3, settings.seed, report)
-    text = text.half().float()  # the denoiser learns to read the embeddings that are saved
-    distinct = sorted(set(scenes.prompts))
-    rows = {prompt: row for row, prompt in enumerate(distinct)}
-    ids = torch.tensor([rows[prompt] for prompt in scenes.prompts])
-    with torch.no_grad():
-        parts = tokenize(tokenizer, ["", *distinct]).to(device).split(1024)
-        embeds = torch.cat([text(part).last_hidden_state for part in parts])
-    held_out = prompts("held-out", 5 * settings.judged, settings.seed)
-    looks: list[dict[str, Any]] = []
+    tokenizer, text = _text_encoder(settings, work, scenes, report)
+    vae = _autoencoder(settings, work, scenes, report)
+    latents = encode(vae, scenes.images)
+    pipe = _pipeline(vae, text, tokenizer)
+    _train_denoiser(settings, work, latents * vae.config.scaling_factor, scenes.prompts, pipe, report)
+    _decoder(settings, work, vae, scenes, latents, report)
     with atomic_directory(settings.output) as folder:
-        pipe: Any = None
-        for step, unet in train_unet(
-            latents, ids, embeds[1:], embeds[0], settings.unet_steps, 64, 2e-3, settings.seed,
-            settings.save_every, report,
-        ):  # fmt: skip
-            pipe = make_pipeline(
-                vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
-                safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-            )  # fmt: skip
-            chosen = [name for name in ("main", "weak") if getattr(settings, name) == step]
-            looks.append({"step": step, **_judge(pipe, held_out if chosen else held_out[: settings.judged])})
-            print(json.dumps(looks[-1]), file=sys.stderr, flush=True)
-            for name in chosen:
-                _save(unet, folder / ("unet" if name == "main" else f"unet-{name}"))
-        if pipe is None or not (folder / "unet").is_dir():
-            raise NPNetError("--main: expected a multiple of --save-every up to --unet-steps")
-        del pipe.unet
-        for name in ("vae", "text_encoder"):
-            _save(getattr(pipe, name), folder / name)
+        for name in ("vae", "text_encoder", "unet", "unet-weak"):
+            shutil.copytree(work / name, folder / name)
         tokenizer.save_pretrained(folder / "tokenizer")
         pipe.scheduler.save_pretrained(folder / "scheduler")
         _write_index(pipe, folder)
+        held_out = prompts("held-out", 10 * settings.judged, settings.seed)
         metrics = {
             "settings": json.loads(settings.model_dump_json(exclude={"output"})),
-            "seconds": round(time.perf_counter() - began),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-            "denoiser": looks,
+            "looks": json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else [],
+            "main": _judge(_with(pipe, _load_unet(folder / "unet", device)), held_out),
+            "weak": _judge(_with(pipe, _load_unet(folder / "unet-weak", device)), held_out),
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         write_manifest(folder)
+    shutil.rmtree(work)
     return metrics
+
+
+def _begin(settings: BuildSettings, work: Path) -> None:
+    if settings.output.exists():
+        raise TrainError(f"--output {settings.output}: exists; give another, or delete it")
+    own = json.loads(settings.model_dump_json(exclude={"output"}))
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if (work / WANTED).exists():
+            wrong = differences(json.loads((work / WANTED).read_text()), own)
+            if wrong:
+                raise TrainError(
+                    f"{work} was begun with other settings, delete it or give them again:\n  "
+                    + "\n  ".join(wrong)
+                )
+        with atomic_file(work / WANTED) as temporary:
+            temporary.write_text(json.dumps(own, indent=1) + "\n")
+    except OSError as error:
+        raise TrainError(f"--output {settings.output}: cannot be written ({error})") from error
+
+
+def _text_encoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _Report) -> tuple[Any, Any]:
+    from transformers import CLIPTextModel
+
+    load: Any = CLIPTextModel.from_pretrained
+    if not (work / "text_encoder").exists():
+        _, text = train_text_encoder(scenes, settings.text_steps, 128, 2e-3, settings.seed, report)
+        _save(text, work / "text_encoder")
+    # The denoiser learns to read the embeddings that are saved, in half precision.
+    return make_tokenizer(), load(work / "text_encoder", torch_dtype=torch.float32).to(scenes.images.device)
+
+
+def _autoencoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _Report) -> Any:
+    from diffusers import AutoencoderKL
+
+    load: Any = AutoencoderKL.from_pretrained
+    if not (work / "vae-first").exists():
+        vae = train_autoencoder(scenes, settings.autoencoder_steps, 32, 4e-3, settings.seed, report)
+        _save(vae, work / "vae-first")
+    return load(work / "vae-first", torch_dtype=torch.float32).to(scenes.images.device).eval()
+
+
+def _decoder(
+    settings: BuildSettings, work: Path, vae: Any, scenes: Scenes, latents: Tensor, report: _Report
+) -> None:
+    from diffusers import AutoencoderKL
+
+    load: Any = AutoencoderKL.from_pretrained
+    if not (work / "vae").exists():
+        train_decoder(vae, scenes, latents, settings.decoder_steps, 32, 3e-3, settings.seed, report)
+        _save(vae, work / "vae")
+    vae.load_state_dict(load(work / "vae", torch_dtype=torch.float32).state_dict())
+
+
+def _train_denoiser(
+    settings: BuildSettings, work: Path, latents: Tensor, texts: list[str], pipe: Any, report: _Report
+) -> None:
+    if (work / "unet").exists():
+        return
+    distinct = sorted(set(texts))
+    rows = {prompt: row for row, prompt in enumerate(distinct)}
+    ids = torch.tensor([rows[prompt] for prompt in texts])
+    with torch.no_grad():
+        parts = tokenize(pipe.tokenizer, ["", *distinct]).to(latents.device).split(1024)
+        embeds = torch.cat([pipe.text_encoder(part).last_hidden_state for part in parts])
+    run = UNetTraining(
+        latents, ids, embeds[1:], embeds[0], batch=64, rate=1.5e-3, seed=settings.seed, report=report
+    )
+    if (work / STATE).exists():
+        run.load(work / STATE)
+    held_out = prompts("held-out", settings.judged, settings.seed)
+    looks = json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else []
+    for step, unet in run.run(settings.unet_steps, settings.save_every):
+        if step == settings.weak:
+            _save(unet, work / "unet-weak")
+        if step % settings.look_every == 0:
+            looks = [look for look in looks if look["step"] != step]
+            looks.append({"step": step, **_judge(_with(pipe, unet), held_out)})
+            print(json.dumps(looks[-1]), file=sys.stderr, flush=True)
+            with atomic_file(work / LOOKS) as temporary:
+                temporary.write_text(json.dumps(looks) + "\n")
+        if step == settings.unet_steps:
+            _save(unet, work / "unet")
+        run.save(work / STATE)  # last: what a kill keeps from being written is made again
+
+
+def _pipeline(vae: Any, text: Any, tokenizer: Any) -> Any:
+    import diffusers
+
+    make: Any = diffusers.StableDiffusionPipeline
+    return make(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=make_unet(), scheduler=make_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _with(pipe: Any, unet: Any) -> Any:
+    pipe.register_modules(unet=unet)
+    return pipe
+
+
+def _load_unet(folder: Path, device: str) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    load: Any = UNet2DConditionModel.from_pretrained
+    return load(folder, torch_dtype=torch.float32).to(device).eval()
 
 
 def _judge(pipe: Any, held_out: list[str]) -> dict[str, float]:
@@ -130,7 +231,9 @@ def _judge(pipe: Any, held_out: list[str]) -> dict[str, float]:
 
 
 def _save(part: Any, folder: Path) -> None:
-    copy.deepcopy(part).cpu().half().save_pretrained(folder, safe_serialization=True)
+    """In half precision, whole or not at all."""
+    with atomic_directory(folder, replace=True) as temporary:
+        copy.deepcopy(part).cpu().half().save_pretrained(temporary, safe_serialization=True)
 
 
 def _write_index(pipe: Any, folder: Path) -> None:

@@ -35,27 +35,13 @@ class Scenes:
         """The same scenes on a device; what is trained on them is trained there."""
         return Scenes(self.images.to(device), self.layouts.to(device), self.prompts)
 
-    def batches(self, size: int, seed: int) -> Batches:
-        """Endless random batches of row numbers."""
-        return Batches(len(self.prompts), size, seed)
 
-
-class Batches:
-    """Row numbers, each row once an epoch, shuffled by a generator of their own."""
-
-    def __init__(self, count: int, size: int, seed: int) -> None:
-        self.count, self.size = count, min(size, count)
-        self.generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.long)
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> Tensor:
-        if len(self._order) < self.size:
-            self._order = torch.randperm(self.count, generator=self.generator)
-        rows, self._order = self._order[: self.size], self._order[self.size :]
-        return rows
+def rows_of(step: int, count: int, size: int, seed: int) -> Tensor:
+    """Row numbers of a step's batch of `size` out of `count`: each row once an epoch, shuffled anew."""
+    size = min(size, count)
+    epoch, place = divmod(step, count // size)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)[place * size : (place + 1) * size]
 
 
 def draw_scenes(count: int, seed: int) -> Scenes:

@@ -63,7 +63,7 @@ def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) ->
 
 
 def place(facts: Facts, generator: random.Random) -> list[Placed]:
-    """Random places at which the facts hold: one beside the other, the whole about the middle of the image."""
+    """Random places at which the facts hold: one beside the other, all of them about the middle."""
     while True:
         placed = [Placed(facts.things[0], 0.0, 0.0, _radius(len(facts.things), generator))]
         for _, relation, thing in facts.links:

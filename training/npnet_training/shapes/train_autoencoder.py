@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from npnet_training.shapes.data import Scenes
+from npnet_training.shapes.data import Scenes, rows_of
 from npnet_training.shapes.networks import make_autoencoder
 
 KL_WEIGHT = 1e-5
-Report = Callable[[str, int, float], None]
+# Of the deviation of the latents, at most: what the decoder learns to tolerate, as sampling is not exact.
+NOISE = 0.25
+
+
+class Report(Protocol):
+    """Called with stage, step and loss."""
+
+    def __call__(self, stage: str, step: int, loss: float) -> None:
+        """One step is done."""
 
 
 def train_autoencoder(scenes: Scenes, steps: int, batch: int, rate: float, seed: int, report: Report) -> Any:
@@ -25,26 +33,64 @@ def train_autoencoder(scenes: Scenes, steps: int, batch: int, rate: float, seed:
         batch: images a step.
         rate: highest learning rate.
         seed: of weights, order and posterior samples.
-        report: called with stage, step and loss.
+        report: of the progress.
     """
     torch.manual_seed(seed)
     vae = make_autoencoder().to(scenes.images.device)
-    optimizer = torch.optim.AdamW(vae.parameters(), rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
-    for step, rows in zip(range(steps), scenes.batches(batch, seed), strict=False):
-        images = scenes.images[rows]
+    optimizer = _Optimizer(vae.parameters(), rate, steps)
+    for step in range(steps):
+        images = scenes.images[rows_of(step, len(scenes.prompts), batch, seed)]
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         loss = _distance(decoded, images) + KL_WEIGHT * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        optimizer.step(loss)
         report("autoencoder", step, loss.item())
     vae.eval()
     vae.register_to_config(scaling_factor=round(1 / encode(vae, scenes.images[:2048]).std().item(), 4))
     return vae
+
+
+def train_decoder(
+    vae: Any, scenes: Scenes, latents: Tensor, steps: int, batch: int, rate: float, seed: int, report: Report
+) -> None:
+    """Go on with the decoder alone, in place: the latents, and what a denoiser knows of them, stay.
+
+    Args:
+        vae: the autoencoder.
+        scenes: to train on.
+        latents: (N, 4, 16, 16) of the scenes, unscaled.
+        steps: of AdamW, with a one-cycle learning rate.
+        batch: images a step.
+        rate: highest learning rate.
+        seed: of order and noise.
+        report: of the progress.
+    """
+    torch.manual_seed(seed)
+    optimizer = _Optimizer([*vae.post_quant_conv.parameters(), *vae.decoder.parameters()], rate, steps)
+    deviation = latents.std()
+    for step in range(steps):
+        rows = rows_of(step, len(latents), batch, seed + 1)
+        clean = latents[rows]
+        level = NOISE * deviation * torch.rand(len(rows), 1, 1, 1, device=clean.device)
+        loss = _distance(vae.decode(clean + level * torch.randn_like(clean)).sample, scenes.images[rows])
+        optimizer.step(loss)
+        report("decoder", step, loss.item())
+
+
+class _Optimizer:
+    """AdamW with a one-cycle learning rate and clipped gradients."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, steps: int) -> None:
+        self._parameters = list(parameters)
+        self._adamw = torch.optim.AdamW(self._parameters, rate, weight_decay=1e-4)
+        self._rate = torch.optim.lr_scheduler.OneCycleLR(self._adamw, rate, total_steps=steps + 1)
+
+    def step(self, loss: Tensor) -> None:
+        self._adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._adamw.step()
+        self._rate.step()
 
 
 def _distance(decoded: Tensor, images: Tensor) -> Tensor:

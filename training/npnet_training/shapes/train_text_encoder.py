@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npnet_training.shapes.data import LAYOUT_SIDE, Scenes
+from npnet_training.shapes.data import LAYOUT_SIDE, Scenes, rows_of
 from npnet_training.shapes.networks import WIDTH, make_text_encoder, make_tokenizer
 from npnet_training.shapes.train_autoencoder import Report
 
@@ -60,7 +60,8 @@ def train_text_encoder(
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
-    for step, rows in zip(range(steps), scenes.batches(batch, seed), strict=False):
+    for step in range(steps):
+        rows = rows_of(step, len(scenes.prompts), batch, seed)
         loss = F.mse_loss(head(encoder(ids[rows]).last_hidden_state), targets[rows])
         optimizer.zero_grad()
         loss.backward()

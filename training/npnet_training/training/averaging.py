@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 class WeightAverage:
@@ -23,6 +24,7 @@ class WeightAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
+        self._sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
         self.parameters = [p for p in network.parameters() if p.requires_grad] if decay else []
         self.averages: list[Tensor] = [p.detach().clone() for p in self.parameters]
 
@@ -50,6 +52,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        # After a forward pass without a backward one FSDP keeps the gathered weights for the next.
+        for module in self._sharded:
+            module.reshard()
         for average, parameter in zip(self.averages, self.parameters, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(average)

@@ -31,7 +31,7 @@ def _work(settings: TrainSettings) -> int:
         return 0
     summary = train(settings, _report)
     last = summary["last"]
-    name = BEST if summary["best_validation_mse"] is not None else LAST
+    name = BEST if summary["best_validation_loss"] is not None else LAST
     print(
         f"{settings.output / name}: after {summary['steps']} steps the network explains "
         f"{100 * last['explained']:.1f} % of the change (mse {last['mse']:.5g}, "
@@ -43,7 +43,9 @@ def _work(settings: TrainSettings) -> int:
 def _report(entry: dict[str, Any]) -> None:
     if "validation" in entry:
         found = entry["validation"]
-        text = f"validation: mse {found['mse']:.5g}, identity {found['identity']:.5g}"
+        text = (
+            f"validation: loss {found['loss']:.5g}, mse {found['mse']:.5g}, identity {found['identity']:.5g}"
+        )
     else:
         text = f"loss {entry['loss']:.5g}, {entry['pairs_per_second']:.1f} pairs/s"
     print(f"step {entry['step']}: {text}", file=sys.stderr, flush=True)

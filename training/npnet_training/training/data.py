@@ -49,7 +49,7 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
         TrainError: a cache cannot be written.
     """
     share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-    pairs = PairDataset.open(settings.data)
+    pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
     cached = settings.reads_factors and settings.cache_svd
     factors = FactorCache(settings.cache_dir, pairs, with_factors=cached)
     factors.fill(accelerator.device, **share)

@@ -7,26 +7,32 @@ import time
 import torch
 
 from npnet_training.pairs import PairDataset
+from npnet_training.training.batch import TrainBatch
 from npnet_training.training.factors import compute_factors, factor_bytes
 from npnet_training.training.networks import make_network
+from npnet_training.training.objectives import make_loss
 from npnet_training.training.settings import TrainSettings
 
 
 def estimate(settings: TrainSettings) -> str:
-    """Pairs, steps, sizes, and a time measured on one batch of noise; nothing is written."""
-    pairs = PairDataset.open(settings.data)
+    """Pairs, steps, sizes, and a time measured on one batch; nothing is written."""
+    pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
     info, size = pairs.info, min(settings.batch_size // settings.accumulation, len(pairs))
     network = make_network(settings, info)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device)
-    noise = torch.randn(size, *info.latent_shape, device=device)
+    loss = make_loss(settings, info, torch.device(device))
+    rows = pairs.batch(range(size))
+    source, target = rows.source.to(device), rows.target.to(device)
     text = torch.randn(size, *info.text_shape, device=device)
-    factors = compute_factors(noise) if settings.reads_factors else None
+    factors = compute_factors(source) if settings.reads_factors else None
+    batch = TrainBatch(source, target, text, factors, rows.prompts, rows.seeds)
     seconds = 0.0
     for _ in range(2):  # the first also warms up
         began = time.perf_counter()
-        golden = network(noise, text, factors)
-        float(golden.square().mean().backward() or 0)
+        value = loss(network(source, text, factors), batch)
+        value.backward()
+        float(value.detach())
         seconds = time.perf_counter() - began
     train = round(len(pairs) * (1 - settings.validation.share))
     steps = min(settings.epochs * (train // settings.batch_size), settings.max_steps or 2**63)

@@ -23,8 +23,15 @@ from npnet_training.settings import differences
 from npnet_training.training.averaging import WeightAverage
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.data import TrainingData, open_data
-from npnet_training.training.losses import Loss, make_loss, target_of
-from npnet_training.training.networks import autocast_products, freeze, make_network, parameter_groups
+from npnet_training.training.losses import Loss, target_of
+from npnet_training.training.networks import (
+    autocast_products,
+    freeze,
+    make_network,
+    parameter_groups,
+    without_scalars,
+)
+from npnet_training.training.objectives import make_loss
 from npnet_training.training.order import BatchOrder, BatchRows
 from npnet_training.training.report import CURVES, describe, draw_curves
 from npnet_training.training.schedule import learning_rate
@@ -61,7 +68,7 @@ def train(settings: TrainSettings, report: Report = lambda entry: None) -> dict[
         report: called with every entry of the log, on the first process.
 
     Returns:
-        Summary, as in `run.json`: losses of the identity map and the network on the validation prompts (or
+        Summary, as in `run.json`: errors of the identity map and the network on the validation prompts (or
         the training pairs if there are none), share of the target change that is explained.
 
     Raises:
@@ -79,10 +86,11 @@ class Trainer:
         torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
         _require_folder(settings)
         self.data: TrainingData = open_data(settings, self.accelerator)
-        self.loss: Loss = make_loss(settings.loss)
+        self.loss: Loss = make_loss(settings, self.data.pairs.info, self.accelerator.device)
         network = make_network(settings, self.data.pairs.info)
         freeze(network, settings.freeze, from_nothing=settings.start_from is None)
         self.config: Any = network.config
+        self.scalars = without_scalars(network)
         if settings.precision == "bf16":
             autocast_products(network, self.accelerator.device.type)
         if settings.compile:
@@ -166,25 +174,32 @@ class Trainer:
         return golden
 
     @torch.no_grad()
-    def measure(self, rows: np.ndarray) -> dict[str, float]:
-        """Mean squared errors of the identity map and the averaged network; each process measures a share."""
+    def measure(self, rows: np.ndarray, *, with_loss: bool = True) -> dict[str, float]:
+        """Mean squared errors of the identity map and the averaged network, and its loss.
+
+        Each process measures a share.
+        """
         self.network.eval()
         own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.order.part_size
         keys = [BatchRows(0, own[start : start + size].tolist()) for start in range(0, len(own), size)]
-        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
         with self.average.applied():
             for batch in self.data.plain_reader.batches(keys, self.accelerator.device, self.settings.workers):
-                target = target_of(batch)
+                target, golden = target_of(batch), self._golden(batch)
                 sums[0] += (target - batch.source).double().square().sum()
-                sums[1] += (target - self._golden(batch).float()).double().square().sum()
+                sums[1] += (target - golden.float()).double().square().sum()
                 sums[2] += target.numel()
-        identity, ours, count = self.accelerator.reduce(sums, "sum").tolist()
-        return {
+                if with_loss:
+                    sums[3] += len(batch) * self.loss(golden, batch).double()
+                    sums[4] += len(batch)
+        identity, ours, count, loss, pairs = self.accelerator.reduce(sums, "sum").tolist()
+        found = {
             "identity": identity / count,
             "mse": ours / count,
             "explained": 1 - ours / identity if identity else 0.0,
         }
+        return found | {"loss": loss / pairs} if with_loss else found
 
     def _validate(self) -> None:
         rows = self.data.validation
@@ -192,13 +207,16 @@ class Trainer:
             return
         found = self.measure(rows)
         self._log({"step": self.progress.step, "validation": found})
-        limit = self.progress.best * (1 - self.settings.validation.min_improvement)
-        if not math.isfinite(found["mse"]):
+        # A reward's loss may be below zero.
+        limit = self.progress.best - abs(self.progress.best) * self.settings.validation.min_improvement
+        if math.isnan(limit):
+            limit = math.inf
+        if not math.isfinite(found["loss"]):
             raise TrainError(
                 f"validation at step {self.progress.step} is not finite; lower the learning rate"
             )
-        if found["mse"] < limit:
-            self.progress.best, self.progress.worse = found["mse"], 0
+        if found["loss"] < limit:
+            self.progress.best, self.progress.worse = found["loss"], 0
             self._write_checkpoint(BEST)
         else:
             self.progress.worse += 1
@@ -209,12 +227,15 @@ class Trainer:
             if "validation" in entry and entry["step"] == self.progress.step:
                 found: dict[str, float] = entry["validation"]
                 return found
-        return self.measure(self.data.validation if len(self.data.validation) else self.data.train)
+        if len(self.data.validation):
+            return self.measure(self.data.validation)
+        return self.measure(self.data.train, with_loss=False)  # of all pairs, images would take hours
 
     def _write_checkpoint(self, name: str) -> None:
         with self.average.applied():
             weights = whole_weights(self.accelerator.unwrap_model(self.network))
         if self.accelerator.is_main_process:
+            weights |= {name: weights[name].reshape(()) for name in self.scalars}
             checkpoint.write(self.settings.output / name, weights, self.config)
 
     def _save_state(self) -> None:
@@ -271,7 +292,7 @@ class Trainer:
             },
             "steps": self.progress.step,
             "seconds": round(seconds, 1),
-            "best_validation_mse": self.progress.best if math.isfinite(self.progress.best) else None,
+            "best_validation_loss": self.progress.best if math.isfinite(self.progress.best) else None,
             "last": self._last_measured(),
             "history": self.progress.history,
         }

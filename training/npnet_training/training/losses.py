@@ -7,37 +7,23 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from npnet_training.errors import DatasetError, SettingsError
+from npnet_training.errors import DatasetError
 from npnet_training.training.batch import TrainBatch
 
 Loss = Callable[[Tensor, TrainBatch], Tensor]
 """Golden noise (B, C, H, W) and its batch -> a scalar."""
 
 
-def make_loss(name: str) -> Loss:
-    """The loss of that name.
-
-    Args:
-        name: `mse`: mean squared error (arXiv 2411.09502, equation 8); `cosine`: that, and one minus the
-            cosine of the angle between the changes of the noise, so that small changes count as much as large
-            ones.
-
-    Raises:
-        SettingsError: unknown.
-    """
-    losses = {"mse": mse, "cosine": cosine}
-    if name not in losses:
-        raise SettingsError(f"--loss: expected one of {', '.join(losses)}, given {name!r}")
-    return losses[name]
-
-
 def mse(golden: Tensor, batch: TrainBatch) -> Tensor:
-    """Mean squared error over all entries."""
+    """Mean squared error over all entries (arXiv 2411.09502, equation 8)."""
     return F.mse_loss(golden.float(), target_of(batch))
 
 
 def cosine(golden: Tensor, batch: TrainBatch) -> Tensor:
-    """`mse`, and one minus the cosine of the two changes, averaged over the batch."""
+    """`mse`, and one minus the cosine of the two changes, averaged over the batch.
+
+    So small changes count as much as large ones.
+    """
     change, wanted = golden.float() - batch.source, target_of(batch) - batch.source
     angle = 1 - F.cosine_similarity(change.flatten(1), wanted.flatten(1), eps=1e-6)
     return mse(golden, batch) + angle.mean()

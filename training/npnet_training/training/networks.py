@@ -141,6 +141,21 @@ def freeze(network: nn.Module, branches: Iterable[str], *, from_nothing: bool) -
         raise SettingsError(f"--freeze {' '.join(branches)}: nothing is left to train")
 
 
+def without_scalars(network: nn.Module) -> frozenset[str]:
+    """Give parameters without a dimension one of size 1, in place, and return their names.
+
+    FSDP cuts parameters along a dimension, so it refuses alpha and beta as they are; the forward pass
+    broadcasts either.
+    """
+    names = [name for name, parameter in network.named_parameters() if parameter.ndim == 0]
+    for name in names:
+        owner, _, own_name = name.rpartition(".")
+        parameter = network.get_parameter(name)
+        wider = nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad)
+        setattr(network.get_submodule(owner), own_name, wider)
+    return frozenset(names)
+
+
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for AdamW: matrices are decayed, vectors and scalars (biases, norms, alpha, beta) are not."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -49,7 +49,7 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
     network = checkpoint.read(path).network().to(device)
     names = ABLATIONS if isinstance(network, NPNet) else {}
     variants: dict[str, Network] = {"whole": network} | {
-        name: _without(copy.deepcopy(network), zeroed) for name, zeroed in names.items()
+        name: ablated(copy.deepcopy(network), name) for name in names
     }
     errors = dict.fromkeys([*variants, "prompts of others", "identity"], 0.0)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -77,8 +77,9 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
     }
 
 
-def _without(network: Network, names: tuple[str, ...]) -> Network:
-    for name in names:
+def ablated(network: Network, ablation: str) -> Network:
+    """The same NPNet without branches, one of `ABLATIONS`; changed in place."""
+    for name in ABLATIONS[ablation]:
         network.get_parameter(name).data.zero_()
     return network
 
@@ -93,14 +94,18 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
     trained = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     judged = [(entry["step"], entry["validation"]) for entry in history if "validation" in entry]
     if trained:
         axes.plot(*zip(*trained, strict=True), label="training loss", alpha=0.6)
     if judged:
-        axes.plot([step for step, _ in judged], [found["mse"] for _, found in judged], label="validation MSE")
+        steps = [step for step, _ in judged]
+        for name, label in (("loss", "validation loss"), ("mse", "validation MSE")):
+            axes.plot(steps, [found[name] for _, found in judged], label=label)
         axes.axhline(judged[-1][1]["identity"], color="grey", linestyle="--", label="identity map")
+    if all(loss > 0 for _, loss in trained) and all(found["loss"] > 0 for _, found in judged):
+        axes.set_yscale("log")  # a reward's loss may be below zero
     if trained or judged:
         axes.legend()
     with atomic_file(path) as temporary:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from npnet_training.settings import Settings
+from npnet_training.training.loss_settings import ImageLossSettings, RewardLossSettings
 
 
 def default_cache_dir() -> Path:
@@ -104,7 +105,7 @@ class TrainSettings(Settings):
     """Train a network that makes golden noise on datasets of noise pairs."""
 
     data: tuple[str, ...] = Field(min_length=1)
-    """Folders of noise pairs, as npnet-collect writes them."""
+    """Folders or URLs of noise pairs, as npnet-collect writes them."""
     output: Path
     """Folder of the run: checkpoints, training state, curves, report."""
     resume: bool = False
@@ -119,8 +120,13 @@ class TrainSettings(Settings):
     """The optimizer."""
     validation: ValidationSettings = ValidationSettings()
     """Validation."""
-    loss: Literal["mse", "cosine"] = "mse"
-    """mse is the paper's (equation 8); cosine adds one minus the cosine of the changes."""
+    loss: Literal["mse", "cosine", "image", "reward"] = "mse"
+    """mse is the paper's (equation 8); cosine adds one minus the cosine of the changes; image compares the
+    images of golden and target noise; reward rewards the image of golden noise, and needs no target."""
+    image: ImageLossSettings = ImageLossSettings()
+    """Of the loss image."""
+    reward: RewardLossSettings = RewardLossSettings()
+    """Of the loss reward."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, shuffling and everything else random."""
     epochs: int = Field(default=30, ge=1)
@@ -161,6 +167,11 @@ class TrainSettings(Settings):
         """Whether the network is given the SVD of its noise."""
         return self.network.kind == "npnet"
 
+    @property
+    def uses_target(self) -> bool:
+        """Whether the loss compares with what the pairs' targets give, so that only kept pairs will do."""
+        return self.loss != "reward" and not (self.loss == "image" and self.image.reference == "source")
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if self.batch_size % self.accumulation:
@@ -169,6 +180,8 @@ class TrainSettings(Settings):
             )
         if self.sign_augmentation and not self.reads_factors:
             raise ValueError(f"sign_augmentation: a network of kind {self.network.kind} reads no SVD")
+        if self.loss == "reward" and not self.reward.names:
+            raise ValueError("loss reward needs reward.names, such as pickscore")
         if self.validation.patience is not None and not self.validation.share:
             raise ValueError("validation.patience needs a validation.share above 0")
         return self

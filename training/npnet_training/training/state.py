@@ -35,23 +35,26 @@ from npnet_runtime.files import atomic_directory
 from npnet_training.errors import TrainError
 from npnet_training.training.averaging import WeightAverage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def whole_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Weights by name, on the CPU; with FSDP, gathered, and empty but on the first process.
+    """Copies of the weights by name, on the CPU; gathered with FSDP, and empty but on the first process.
 
     Every process must call it.
     """
     found = get_model_state_dict(network, options=_WHOLE)
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    # On the CPU what is found is the parameters' own memory, which changes when an average is taken back.
+    return {name: value.clone() for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def gather_state(
     network: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Tensors of a run, whole, and the optimizer's groups as plain values; every process must call it.
+    """Tensors of a run, whole, and the optimizer's groups as plain values.
+
+    Every process must call it; both are empty but on the first.
 
     Returns:
         Tensors by `weights.NAME`, `average.NAME` and `optimizer.NAME/MOMENT`; the groups.
@@ -61,9 +64,9 @@ def gather_state(
         with average.applied():
             tensors |= {f"average.{name}": value for name, value in whole_weights(network).items()}
     found: dict[str, Any] = get_optimizer_state_dict(network, optimizer, options=_WHOLE)
-    for name, moments in found["state"].items():
+    for name, moments in found.get("state", {}).items():
         tensors |= {f"optimizer.{name}/{moment}": value for moment, value in moments.items()}
-    return tensors, found["param_groups"]
+    return tensors, found.get("param_groups", [])
 
 
 def write_state(run: Path, step: int, tensors: dict[str, Tensor], content: dict[str, Any]) -> Path:

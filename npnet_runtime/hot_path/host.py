@@ -1,0 +1,49 @@
+"""The path on a CPU: the half that needs no prompt on another thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from npnet_runtime.hot_path.base import Early
+from npnet_runtime.passes import Pass
+
+
+class HostPath:
+    """The SVD keeps one core busy, the prompt half all: side by side.
+
+    Args:
+        steps: of the network.
+    """
+
+    def __init__(self, steps: Pass) -> None:
+        self._steps = steps
+        self._worker = ThreadPoolExecutor(thread_name_prefix="npnet")
+
+    def prepare(self, noise: Tensor) -> Early:
+        """See `Path`. On the same threads as in `golden`, and so with the same bits."""
+        return Early(self._begin(noise).result())
+
+    def golden(self, noise: Tensor, early: Tensor | None, prompt_embeds: Tensor, out: Tensor) -> None:
+        """See `Path`."""
+        begun = self._begin(noise) if early is None else None
+        prompted = self._steps.with_prompt(noise, prompt_embeds.float().contiguous())
+        early = early if begun is None else begun.result()
+        out.copy_(self._steps.finish(early, noise, *prompted))
+
+    def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
+        """See `Path`: there is no other way."""
+        return False
+
+    def describe(self) -> list[str]:
+        """See `Path`."""
+        return []
+
+    def _begin(self, noise: Tensor) -> Future[Tensor | None]:
+        return self._worker.submit(self._before_prompt, noise)
+
+    def _before_prompt(self, noise: Tensor) -> Tensor | None:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # both belong to a thread
+            return self._steps.before_prompt(noise)

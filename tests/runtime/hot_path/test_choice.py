@@ -1,0 +1,46 @@
+"""When CUDA graphs are used, and what is said where they are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from npnet_runtime import passes
+from npnet_runtime.errors import BackendError
+from npnet_runtime.hot_path import choose_graphs
+from npnet_runtime.passes import capture_obstacle
+from support.networks import SHAPES, SMALL, SMALL_ATTENTION
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "obstacles", "captured", "said"),
+    [
+        (None, "cuda", (None, None), True, "on: every part"),
+        (True, "cuda", (None, None), True, "on: every part"),
+        (False, "cuda", (None, None), False, "off: cuda_graphs=False was asked for"),
+        (None, "cuda", ("it waits", None), False, "off: it waits"),
+        (None, "cuda", (None, "svd: no"), False, "off: svd: no"),
+        (False, "cuda", ("it waits", None), False, "asked for"),
+        (None, "cpu", (None, None), False, "off: the engine runs on the cpu"),
+    ],
+)
+def test_choice(asked, device: str, obstacles: tuple, captured: bool, said: str) -> None:
+    choice = choose_graphs(asked, device, obstacles)
+    assert choice.captured is captured
+    assert said in str(choice)
+
+
+@pytest.mark.parametrize(("device", "obstacle"), [("cuda", "it waits"), ("cpu", None)])
+def test_asked_for_in_vain(device: str, obstacle: str | None) -> None:
+    with pytest.raises(BackendError, match=r"given one that they cannot: .*pass cuda_graphs=False"):
+        choose_graphs(True, device, (obstacle, None))
+
+
+def test_what_the_svd_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "has_triton", lambda: True)
+    assert capture_obstacle(replace(SMALL, latent_height=64, latent_width=64)) is None
+    assert "square matrices" in str(capture_obstacle(SHAPES["landscape"]))
+    assert capture_obstacle(SMALL_ATTENTION) is None  # it has no SVD
+    monkeypatch.setattr(passes, "has_triton", lambda: False)
+    assert "pip install triton" in str(capture_obstacle(SMALL))

@@ -1,0 +1,119 @@
+"""A shortened study, on the bundled model and networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from npnet_kernels import SVD
+from npnet_runtime import checkpoint
+from npnet_training.evaluation import Results
+from npnet_training.sampling import Conditioning
+from npnet_training.shapes.assets import FOLDER
+from npnet_training.study import arms
+from npnet_training.study.__main__ import main
+from npnet_training.study.conditions import CONDITIONS
+from npnet_training.study.report import table
+from npnet_training.study.run import STRICT, folder_of
+
+NETWORKS = FOLDER / "golden"
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("study") / "study"
+    options = ["--prompts", "8", "--batch", "4", "--resamples", "200"]
+    conditions = ["--conditions", "base,diversity"]
+    assert main(["--networks", str(NETWORKS), "--output", str(output), *options, *conditions]) == 0
+    return output
+
+
+def test_every_row_is_what_its_evaluation_says(studied: Path) -> None:
+    document = json.loads((studied / "study.json").read_text())
+    assert list(document["conditions"]) == ["base", "diversity"]
+    for name, condition in document["conditions"].items():
+        results = Results.read(folder_of(studied, name))
+        assert condition["images"] == 8
+        for row in condition["rows"]:
+            measured = results.arms[row["arm"]]["scores"][STRICT]
+            assert row["strict"] == measured.mean()
+            if row["arm"] != "plain":
+                plain = results.arms["plain"]["scores"][STRICT]
+                found = row["against_plain"]
+                assert found["difference"] == pytest.approx((measured - plain).mean())
+                assert found["wins"] == (measured > plain).sum()
+                assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_rows_of_base_are_those_that_are_documented(studied: Path) -> None:
+    document = json.loads((studied / "study.json").read_text())
+    names = [row["arm"] for row in document["conditions"]["base"]["rows"]]
+    expected = {"plain", "redenoised", "best-of-2:shapes", "best-of-4:shapes", "npnet", "prompt-attention"}
+    expected |= {
+        f"npnet, {part}" for part in ("spectral only", "residual only", "text off", "signs at random")
+    }
+    assert expected <= set(names)
+    cost = {row["arm"]: row["images_sampled"] for row in document["conditions"]["base"]["rows"]}
+    assert (cost["plain"], cost["npnet"], cost["best-of-4:shapes"]) == (1, 1, 4)
+
+
+def test_diversity_is_only_where_a_prompt_has_several_seeds(studied: Path) -> None:
+    document = json.loads((studied / "study.json").read_text())
+    base, diversity = (document["conditions"][name]["rows"] for name in ("base", "diversity"))
+    assert all("diversity" not in row for row in base)
+    assert all(row["diversity"] > 0 for row in diversity)
+    assert "diversity_against_plain" in diversity[1]
+
+
+def test_table_and_figure(studied: Path) -> None:
+    document = json.loads((studied / "study.json").read_text())
+    text = (studied / "study.md").read_text()
+    assert text == table(document)
+    row = document["conditions"]["base"]["rows"][0]
+    assert f"| plain | {100 * row['strict']:.1f} % |" in text
+    assert (studied / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_goes_on_with_resume_only(studied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["--networks", str(NETWORKS), "--output", str(studied), "--prompts", "8", "--batch", "4"]
+    again += ["--conditions", "diversity", "--resamples", "200"]
+    assert main(again) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*again, "--resume"]) == 0
+
+
+def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "study")]
+    assert main(["--networks", str(tmp_path), *output]) == 2
+    assert "npnet.safetensors" in capsys.readouterr().err
+    assert main(["--networks", str(NETWORKS), "--best", "nobody", *output]) == 2
+    assert "expected one of" in capsys.readouterr().err
+    assert main(["--networks", str(NETWORKS), "--conditions", "nowhere", *output]) == 2
+    assert "guidance 3" in capsys.readouterr().err
+    few = ["--conditions", "few-step model, 2 steps"]
+    assert "few-step model, 2 steps" in CONDITIONS
+    assert main(["--networks", str(NETWORKS), *few, *output]) == 2
+    assert "--few-step" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+def test_signs_at_random_change_the_factors_and_not_the_matrix() -> None:
+    matrix = torch.randn(3, 8, 8)
+    u, s, vh = torch.linalg.svd(matrix)
+    flipped = arms._random_signs(SVD(u, s, vh))
+    torch.testing.assert_close(flipped.u @ torch.diag_embed(flipped.s) @ flipped.vh, matrix)
+    assert not torch.equal(flipped.u, u)
+
+
+def test_an_arm_is_its_network() -> None:
+    network = checkpoint.read(NETWORKS / "prompt-attention.safetensors").network()
+    made = {arm.name: arm for arm in arms.make_arms(arms.read_networks(NETWORKS), "all", "prompt-attention")}
+    noise, embeds = torch.randn(2, 4, 16, 16), torch.randn(2, 16, 64)
+    change = made["prompt-attention"].change
+    assert change is not None
+    with torch.no_grad():
+        torch.testing.assert_close(change(noise, Conditioning(embeds)), network(noise, embeds))
+        others = made["prompt-attention, prompts of others"].change
+        assert others is not None
+        torch.testing.assert_close(others(noise, Conditioning(embeds)), network(noise, embeds.flip(0)))

@@ -1,0 +1,69 @@
+"""Rewards by name: built in, or from other packages by the entry point group `npnet.rewards`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from npnet_training.errors import RewardError
+
+GROUP = "npnet.rewards"
+BUILT_IN = {
+    "clipscore": "npnet_training.rewards.clip:CLIPReward",
+    "pickscore": "npnet_training.rewards.clip:PickReward",
+    "shapes": "npnet_training.shapes.reward:ShapesReward",
+}
+
+
+class Reward(Protocol):
+    """Made as `Class(device=..., offline=...)`."""
+
+    def reward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """A number for each image and its prompt, higher is better, differentiable in the images.
+
+        Args:
+            images: (B, 3, height, width) float32 in [0, 1].
+            prompts: B of them.
+
+        Returns:
+            (B,), of which no number depends on the other images.
+        """
+        ...
+
+
+def reward_names() -> list[str]:
+    """All that `load_reward` takes."""
+    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def load_reward(name: str, *, device: str | torch.device = "cpu", offline: bool = False) -> Reward:
+    """The reward of that name.
+
+    Args:
+        name: built in, or an entry point of the group `npnet.rewards`.
+        device: where it runs.
+        offline: take its weights from the hub's cache only.
+
+    Raises:
+        RewardError: unknown, or it cannot be loaded.
+    """
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in BUILT_IN and name not in points:
+        raise RewardError(f"unknown reward {name!r}: expected one of {', '.join(reward_names())}")
+    try:
+        if name in BUILT_IN:
+            module, _, attribute = BUILT_IN[name].partition(":")
+            make: Any = getattr(importlib.import_module(module), attribute)
+        else:
+            make = points[name].load()
+        reward: Reward = make(device=device, offline=offline)
+    except (ImportError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise RewardError(f"the reward {name} cannot be loaded: {error}") from error
+    if not callable(getattr(reward, "reward", None)):
+        raise RewardError(f"the reward {name} has no method reward(images, prompts)")
+    return reward

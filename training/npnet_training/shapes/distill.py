@@ -1,0 +1,166 @@
+"""Distil a few-step model from the shapes model: `python -m npnet_training.shapes.distill --output DIR`.
+
+Progressive distillation (Salimans and Ho, arXiv 2202.00512, section 3) in one stage: the student's one step
+is taught to land where several DDIM steps of the teacher, with guidance, do.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from npnet_runtime.files import atomic_directory
+from npnet_training.command import run
+from npnet_training.errors import TrainError
+from npnet_training.models import load_pipeline
+from npnet_training.sampling import Conditioning, Denoiser, draw_noise
+from npnet_training.sampling.redenoise import at_level
+from npnet_training.settings import Settings
+from npnet_training.shapes.data import rows_of
+from npnet_training.shapes.grammar import prompts
+
+EPILOG = """example:
+  python -m npnet_training.shapes.distill --output few-step
+"""
+AVERAGE = 0.99
+
+
+class DistillSettings(Settings):
+    """Teach a copy of the shapes model to sample in a few steps, without guidance."""
+
+    output: Path
+    """Folder of the new model, an ordinary diffusers pipeline; must not exist."""
+    model: str = "shapes"
+    """The teacher."""
+    steps: int = Field(default=2, ge=1)
+    """Of the student."""
+    teacher_steps: int = Field(default=10, ge=2)
+    """Of the teacher; a multiple of the student's."""
+    guidance: float = Field(default=3.0, ge=0)
+    """Of the teacher."""
+    trajectories: int = Field(default=4000, ge=1)
+    """Noises with prompts that the teacher is followed from."""
+    train_steps: int = Field(default=800, ge=1)
+    """Of AdamW, each with a batch of 64 in which every step of the student is learned."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Highest; falls linearly to zero."""
+    seed: int = Field(default=500_000, ge=0)
+    """Of the first noise, and of the order."""
+    device: str = "cpu"
+    """Where to train."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DistillSettings:
+        if self.teacher_steps % self.steps:
+            raise ValueError(f"teacher_steps {self.teacher_steps} must be a multiple of steps {self.steps}")
+        return self
+
+
+def distill(settings: DistillSettings) -> None:
+    """Make the trajectories, train the student, and write the folder.
+
+    Raises:
+        TrainError: the folder exists.
+        ModelError: the teacher cannot be loaded.
+    """
+    if settings.output.exists():
+        raise TrainError(f"--output {settings.output}: exists; give another, or delete it")
+    pipe, _ = load_pipeline(settings.model, device=settings.device)
+    denoiser = Denoiser(pipe)
+    teacher = pipe.unet
+    texts = prompts("train", settings.trajectories, settings.seed)
+    parts = [
+        _follow(denoiser, texts[start : start + 64], settings.seed + start, settings)
+        for start in range(0, len(texts), 64)
+    ]
+    states = torch.cat([states for states, _ in parts])
+    conditioning = Conditioning.cat([part for _, part in parts])
+    pipe.unet = _train(denoiser, states, conditioning.prompt_embeds, settings)
+    with atomic_directory(settings.output) as folder:
+        pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipe.unet = teacher
+
+
+@torch.no_grad()
+def _follow(
+    denoiser: Denoiser, texts: list[str], seed: int, settings: DistillSettings
+) -> tuple[Tensor, Conditioning]:
+    """Latents at the student's timesteps and at the end, (B, steps + 1, C, H, W), and their prompts."""
+    conditioning = denoiser.encode(texts)
+    latents = draw_noise(range(seed, seed + len(texts)), denoiser.latent_shape).to(denoiser.device)
+    timesteps = denoiser.timesteps(settings.teacher_steps).tolist()
+    levels = [*map(denoiser.schedule.level, timesteps[1:]), denoiser.schedule.final]
+    kept = [latents]
+    for number, (timestep, level) in enumerate(zip(timesteps, levels, strict=True), 1):
+        latents = at_level(denoiser.denoise(latents, timestep, conditioning, settings.guidance), level)
+        if number % (settings.teacher_steps // settings.steps) == 0:
+            kept.append(latents)
+    return torch.stack(kept, dim=1), conditioning
+
+
+def _train(denoiser: Denoiser, states: Tensor, embeds: Tensor, settings: DistillSettings) -> Any:
+    """The student's averaged weights."""
+    student = denoiser.pipe.unet = copy.deepcopy(denoiser.pipe.unet).train().requires_grad_(True)
+    denoiser = Denoiser(denoiser.pipe)
+    average = copy.deepcopy(student).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, settings.train_steps)
+    for step, rows in _batches(settings, len(states)):
+        loss = torch.zeros((), device=states.device)
+        for found, target in _steps(denoiser, states[rows], embeds[rows], settings.steps):
+            loss = loss + (found - target).square().mean() / settings.steps
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            decay = min(AVERAGE, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
+        if step % 100 == 0:
+            print(f"step {step}: loss {loss.item():.4f}", file=sys.stderr, flush=True)
+    return average
+
+
+def _batches(settings: DistillSettings, count: int) -> Iterator[tuple[int, Tensor]]:
+    size = max(1, 64 // settings.steps)
+    for step in range(settings.train_steps):
+        yield step, rows_of(step, count, size, settings.seed)
+
+
+def _steps(denoiser: Denoiser, states: Tensor, embeds: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each step of the student the clean latents it predicts, and those that end where the teacher did.
+
+    With x_s = alpha_s x + sigma_s (x_t - alpha_t x) / sigma_t for the clean latents x: the paper's
+    equation of the target, in its appendix G.
+    """
+    timesteps = denoiser.timesteps(steps).tolist()
+    levels = [*map(denoiser.schedule.level, timesteps), denoiser.schedule.final]
+    for index, timestep in enumerate(timesteps):
+        here, there = levels[index], levels[index + 1]
+        ratio = there.sigma / here.sigma
+        target = (states[:, index + 1] - ratio * states[:, index]) / (there.alpha - ratio * here.alpha)
+        found = denoiser.denoise(states[:, index], timestep, Conditioning(embeds), 1.0).clean
+        yield found, target
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run(DistillSettings, "python -m npnet_training.shapes.distill", EPILOG, argv, _work)
+
+
+def _work(settings: DistillSettings) -> int:
+    distill(settings)
+    print(settings.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Arms of the study: trained networks as they are, with branches left out, with signs or prompts changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from npnet_kernels import SVD, latent_to_matrix, svd
+from npnet_runtime import checkpoint
+from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network
+from npnet_training.errors import StudyError
+from npnet_training.evaluation import Arm
+from npnet_training.sampling import Conditioning
+from npnet_training.study.conditions import ArmSet
+from npnet_training.training.report import ABLATIONS, ablated
+
+Factors = Callable[[SVD], SVD]
+PAPER = "npnet"
+BUILT_IN: dict[ArmSet, tuple[str, ...]] = {
+    "all": ("redenoised", "best-of-2:shapes", "best-of-4:shapes"),
+    "networks": ("redenoised", "best-of-2:shapes"),
+    "short": ("redenoised", "best-of-2:shapes"),
+}
+"""What `npnet-evaluate` makes by name. The judge that chooses among seeds is the one that is reported, so
+that these rows are the best that any judge could give."""
+
+
+def read_networks(folder: Path) -> dict[str, Network]:
+    """All networks of a folder, NAME.safetensors each.
+
+    Raises:
+        StudyError: there is none, or not the one trained the paper's way.
+    """
+    found = {
+        path.stem: checkpoint.read(path).network().eval() for path in sorted(folder.glob("*.safetensors"))
+    }
+    if PAPER not in found:
+        raise StudyError(
+            f"--networks {folder}: expected checkpoints NAME.safetensors, {PAPER}.safetensors among them, "
+            f"found {', '.join(found) or 'none'}; npnet-train makes them, see training/README.md"
+        )
+    return found
+
+
+def make_arms(networks: dict[str, Network], which: ArmSet, best: str) -> list[Arm]:
+    """Arms of trained networks for a condition.
+
+    Args:
+        networks: by name.
+        which: see `Condition`.
+        best: the network that `short` shows beside the paper's, and whose prompts are exchanged in `all`.
+    """
+    chosen = networks if which != "short" else {name: networks[name] for name in dict.fromkeys((PAPER, best))}
+    arms = [Arm(name, _change(network)) for name, network in chosen.items()]
+    if which != "all":
+        return arms
+    paper = networks[PAPER]
+    if isinstance(paper, NPNet):
+        arms += [Arm(f"{PAPER}, {name}", _change(ablated(copy.deepcopy(paper), name))) for name in ABLATIONS]
+        arms.append(Arm(f"{PAPER}, signs at random", _change(paper, signs=_random_signs)))
+    return [*arms, Arm(f"{best}, prompts of others", _change(networks[best], others=True))]
+
+
+def _change(
+    network: Network, *, signs: Factors | None = None, others: bool = False
+) -> Callable[[Tensor, Conditioning], Tensor]:
+    @torch.inference_mode()
+    def change(noise: Tensor, prompts: Conditioning) -> Tensor:
+        factors = None
+        if isinstance(network, NPNet):
+            factors = svd(latent_to_matrix(noise.float()))
+            factors = factors if signs is None else signs(factors)
+        embeds = prompts.prompt_embeds.roll(1, 0) if others else prompts.prompt_embeds
+        golden: Tensor = network(noise.float(), embeds.float(), factors)
+        return golden.clone()
+
+    return change
+
+
+def _random_signs(factors: SVD) -> SVD:
+    """Each singular pair flipped or not by a fair coin, the same for the same factors."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, factors.s.shape, generator=generator).to(factors.s) * 2 - 1
+    return SVD(factors.u * signs[:, None, :], factors.s, factors.vh * signs[:, :, None])

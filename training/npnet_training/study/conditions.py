@@ -1,0 +1,53 @@
+"""The conditions of the study: a model, how it samples, and which arms are compared there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from npnet_training.sampling import SampleSettings
+
+ArmSet = Literal["all", "networks", "short"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Images of one model, sampled one way.
+
+    Args:
+        name: of the rows, and for `--conditions`.
+        model: as `npnet-evaluate` takes it; `few-step` is the folder given by `--few-step`.
+        sample: steps, guidance and scheduler.
+        arms: `all`; every network beside plain, re-denoised and best of 2; or `short`: only the network
+            trained the paper's way and the best of the others.
+        seeds: noises for each prompt; more than one shows the diversity between them, on fewer prompts.
+    """
+
+    name: str
+    model: str
+    sample: SampleSettings
+    arms: ArmSet = "networks"
+    seeds: int = 1
+
+
+def _at(steps: int, guidance: float, scheduler: Literal["dpm++", "euler"] | None = None) -> SampleSettings:
+    return SampleSettings(steps=steps, guidance=guidance, scheduler=scheduler)
+
+
+CONDITIONS = {
+    condition.name: condition
+    for condition in (
+        # The networks are trained on pairs of the main model, for 10 steps of DDIM without guidance.
+        Condition("base", "shapes", _at(10, 1.0), "all"),
+        Condition("diversity", "shapes", _at(10, 1.0), seeds=4),
+        Condition("guidance 1.5", "shapes", _at(10, 1.5)),
+        Condition("guidance 3", "shapes", _at(10, 3.0)),
+        Condition("5 steps", "shapes", _at(5, 1.0)),
+        Condition("25 steps", "shapes", _at(25, 1.0), "short"),
+        Condition("DPM-Solver++, 5 steps", "shapes", _at(5, 1.0, "dpm++")),
+        Condition("Euler", "shapes", _at(10, 1.0, "euler")),
+        Condition("weaker model", "shapes-weak", _at(10, 1.0), seeds=1),
+        Condition("weaker model, guidance 3", "shapes-weak", _at(10, 3.0)),
+        Condition("few-step model, 2 steps", "few-step", _at(2, 1.0)),
+    )
+}

@@ -1,0 +1,109 @@
+"""Measure the study's conditions, one evaluation each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from npnet_runtime import __version__
+from npnet_runtime.files import atomic_file, sha256
+from npnet_training.errors import StudyError
+from npnet_training.evaluation import Results, evaluate
+from npnet_training.evaluation.arms import PLAIN
+from npnet_training.evaluation.settings import EvaluateSettings
+from npnet_training.study.arms import BUILT_IN, make_arms, read_networks
+from npnet_training.study.conditions import CONDITIONS, Condition
+from npnet_training.study.settings import StudySettings
+
+STRICT, SCORE = "shapes-strict", "shapes"
+STUDY = "study.json"
+
+
+def study(settings: StudySettings) -> dict[str, Any]:
+    """Measure what is missing, and write `study.json`.
+
+    Returns:
+        Its content: for each condition its settings, and a row for each arm: share of images that are
+        strictly true, paired difference from plain noise with its 95 % interval, wins, ties, losses, mean
+        score, cost, statistics of the noise, and diversity where a prompt has several seeds.
+
+    Raises:
+        StudyError: no networks, or an unknown one is called the best.
+        TrainingError: see `evaluate`.
+    """
+    networks = read_networks(settings.networks)
+    if settings.best not in networks:
+        raise StudyError(f"--best: expected one of {', '.join(networks)}, given {settings.best!r}")
+    if settings.few_step is None and any(CONDITIONS[n].model == "few-step" for n in settings.conditions):
+        raise StudyError(
+            "the few-step model's condition needs --few-step DIR; make it with python -m "
+            "npnet_training.shapes.distill --output DIR, or give --conditions without it"
+        )
+    found: dict[str, Any] = {}
+    for name in settings.conditions:
+        condition = CONDITIONS[name]
+        model = settings.few_step if condition.model == "few-step" else condition.model
+        arms = make_arms(networks, condition.arms, settings.best)
+        wanted = _wanted(settings, condition, model)
+        results = evaluate(wanted, arms, lambda images, name=name: _say(name, images))  # type: ignore[misc]
+        found[name] = {
+            "model": condition.model,
+            "sample": condition.sample.model_dump(mode="json"),
+            "images": len(results.rows),
+            "seeds": condition.seeds,
+            "rows": [_row(results, arm, settings.resamples) for arm in results.arms],
+        }
+    document = {
+        "command": "python -m npnet_training.study",
+        "settings": settings.model_dump(mode="json", exclude={"networks", "output", "resume", "few_step"}),
+        "version": __version__,
+        "networks": {path.stem: sha256(path) for path in sorted(settings.networks.glob("*.safetensors"))},
+        "conditions": found,
+    }
+    with atomic_file(settings.output / STUDY) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return document
+
+
+def _wanted(settings: StudySettings, condition: Condition, model: str | None) -> EvaluateSettings:
+    count = max(1, settings.prompts // condition.seeds)
+    return EvaluateSettings(
+        model=str(model),
+        prompts=f"shapes:held-out:{count}",
+        output=folder_of(settings.output, condition.name),
+        arms=BUILT_IN[condition.arms],
+        scorers=(SCORE, STRICT),
+        seeds=condition.seeds,
+        sample=condition.sample,
+        batch=settings.batch - settings.batch % condition.seeds or condition.seeds,
+        resume=settings.resume,
+    )
+
+
+def folder_of(output: Path, condition: str) -> Path:
+    """Where a condition's evaluation is stored."""
+    return output / "".join(c if c.isalnum() else "-" for c in condition)
+
+
+def _row(results: Results, arm: str, resamples: int) -> dict[str, Any]:
+    measured = results.arms[arm]
+    row: dict[str, Any] = {
+        "arm": arm,
+        "strict": float(measured["scores"][STRICT].mean()),
+        "score": float(measured["scores"][SCORE].mean()),
+        "images_sampled": results.about["candidates"][arm],
+        "noise": {name: float(values.mean()) for name, values in measured["noise"].items()},
+    }
+    if len(measured["diversity"]):
+        row["diversity"] = float(measured["diversity"].mean())
+    if arm != PLAIN:
+        row["against_plain"] = vars(results.compare(arm, STRICT, resamples=resamples))
+        if diversity := results.compare_diversity(arm, resamples=resamples):
+            row["diversity_against_plain"] = vars(diversity)
+    return row
+
+
+def _say(name: str, images: int) -> None:
+    print(f"{name}: {images} images of each arm", file=sys.stderr, flush=True)

@@ -1,0 +1,41 @@
+"""Settings of the study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from npnet_training.settings import Settings
+from npnet_training.study.conditions import CONDITIONS
+
+
+class StudySettings(Settings):
+    """Compare trained networks, re-denoised noise and best-of-N on held-out prompts of the shapes world."""
+
+    networks: Path
+    """Folder of checkpoints NAME.safetensors; npnet.safetensors is the one trained the paper's way."""
+    output: Path
+    """Folder of the study: an evaluation for each condition, study.json, study.md and study.png."""
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    """Which conditions to measure."""
+    prompts: int = Field(default=1000, ge=1)
+    """Held-out prompts of each condition; with several seeds a prompt, as many fewer."""
+    best: str = "prompt-attention"
+    """The network shown where not all are, and whose prompts are exchanged."""
+    few_step: str | None = None
+    """Folder of the few-step model, as python -m npnet_training.shapes.distill writes it."""
+    batch: int = Field(default=48, ge=1)
+    """Images made at once."""
+    resamples: int = Field(default=10_000, ge=100)
+    """Of the bootstrap."""
+    resume: bool = False
+    """Go on with the study in the folder."""
+
+    @model_validator(mode="after")
+    def _known(self) -> StudySettings:
+        if unknown := [name for name in self.conditions if name not in CONDITIONS]:
+            raise ValueError(
+                f"conditions: expected some of {', '.join(CONDITIONS)}; given {', '.join(unknown)}"
+            )
+        return self

@@ -1,0 +1,116 @@
+"""The dataset's own text-to-image model, frozen, as a function of noise that gradients run through."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from npnet_training.errors import DatasetError
+from npnet_training.models import load_pipeline
+from npnet_training.sampling import Conditioning, Denoiser, sample_latents
+from npnet_training.training.loss_settings import SamplerSettings
+from npnet_training.training.source import SourceInfo
+
+CACHE_BYTES = 256 << 20
+
+
+class FrozenGenerator:
+    """Latents and images of noise and prompts.
+
+    Args:
+        denoiser: of a pipeline, whose weights are frozen in place.
+        settings: of the sampler.
+    """
+
+    def __init__(self, denoiser: Denoiser, settings: SamplerSettings) -> None:
+        self.denoiser = denoiser
+        self.settings = settings
+        self._encoded: OrderedDict[str, Conditioning] = OrderedDict()
+        self._held = 0
+        for component in denoiser.pipe.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False).eval()
+
+    @classmethod
+    def load(
+        cls, info: SourceInfo, settings: SamplerSettings, device: torch.device, *, offline: bool = False
+    ) -> Self:
+        """The generator of a dataset's model.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            DatasetError: it is not the model that the pairs were collected with.
+        """
+        revision = None if Path(info.model).is_dir() else info.revision
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        pipe, found = load_pipeline(
+            info.model, device=device, dtype=dtype, revision=revision, offline=offline
+        )
+        denoiser = Denoiser(pipe)
+        for name, expected, given in (
+            ("revision", info.revision, found.revision),
+            ("latent shape", info.latent_shape, denoiser.latent_shape),
+        ):
+            if None not in (expected, given) and expected != given:
+                raise DatasetError(
+                    f"the pairs are of {info.model} with {name} {expected}, but it has {given} now; collect "
+                    "again, or give the model back its files"
+                )
+        return cls(denoiser, settings)
+
+    def latents(
+        self,
+        noise: Tensor,
+        prompts: Sequence[str],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Clean latents.
+
+        Args:
+            noise: (B, C, H, W).
+            prompts: B of them.
+            steps: None for the settings', and all of them pass a gradient if others are given.
+            guidance: None for the settings'.
+
+        Returns:
+            (B, C, H, W) float32.
+
+        Raises:
+            SettingsError: more steps than the model was trained with.
+        """
+        settings = self.settings
+        return sample_latents(
+            self.denoiser, noise, self.encode(prompts), steps or settings.steps,
+            settings.guidance if guidance is None else guidance, checkpointing=settings.checkpointing,
+            gradient_steps=settings.gradient_steps if steps is None else None,
+        )  # fmt: skip
+
+    def images(self, latents: Tensor) -> Tensor:
+        """(B, 3, height, width) float32 in [0, 1] of clean latents."""
+        return self.denoiser.decode(latents) / 2 + 0.5
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encoded prompts with the empty negative one, kept while they fit into memory."""
+        found = []
+        for prompt in prompts:
+            if prompt not in self._encoded:
+                # Alone, so that its bits depend neither on its batch nor on where a run was resumed.
+                self._encoded[prompt] = self.denoiser.encode([prompt])
+                self._held += _size(self._encoded[prompt])
+            self._encoded.move_to_end(prompt)
+            found.append(self._encoded[prompt])
+        while self._held > CACHE_BYTES and len(self._encoded) > 1:
+            self._held -= _size(self._encoded.popitem(last=False)[1])
+        return Conditioning.cat(found)
+
+
+def _size(encoded: Conditioning) -> int:
+    """Bytes of the prompt's own; the negative one's are shared."""
+    return sum(value.nbytes for value in encoded.positive.values())
