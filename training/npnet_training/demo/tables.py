@@ -48,7 +48,7 @@ def timing(results: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{name} denoiser, {what}: golden noise takes {100 * found['share_of_denoising']:.1f} % of "
                 f"the time of denoising ({found['golden_ms']:.2f} of {found['denoising_ms']:.1f} ms, "
-                f"medians of {found['rounds']} rounds)"
+                f"medians, rounds: {found['rounds']})"
             )
     return lines
 
