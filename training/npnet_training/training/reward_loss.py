@@ -82,7 +82,7 @@ def change_penalty(golden: Tensor, source: Tensor) -> Tensor:
 
 
 def mean_penalty(golden: Tensor, source: Tensor) -> Tensor:
-    """(B,) squared change of the channel means over their variance in N(0, I), 1 / (H W); channels averaged."""
+    """(B,) squared change of the channel means over their variance in N(0, I); mean of the channels."""
     change = (golden - source).flatten(2)
     return change.mean(2).square().mean(1) * change.shape[2]
 
