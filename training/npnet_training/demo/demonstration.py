@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from npnet_training.demo.drawing import Drawn
 
 ENGINE, GALLERY = "engine", "gallery.html"
-_PACKAGED = {"prompt-attention": PACKAGED["shapes"], "npnet": PACKAGED["shapes-npnet"]}
+_PACKAGED = {
+    "prompt-attention": PACKAGED["shapes"],
+    "npnet": PACKAGED["shapes-npnet"],
+    "prompt-attention-weak": PACKAGED["shapes-weak"],
+}
 
 
 @dataclass(frozen=True)

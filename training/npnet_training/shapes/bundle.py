@@ -14,7 +14,7 @@ from npnet_training.settings import Settings
 from npnet_training.shapes import assets
 
 GOLDEN = "golden"
-NETWORKS = ("npnet", "prompt-attention")
+NETWORKS = ("npnet", "prompt-attention", "prompt-attention-weak")
 MOST_BYTES = 16 << 20
 EPILOG = """example:
   python -m npnet_training.shapes.bundle --model shapes-model --networks networks \\
@@ -28,7 +28,7 @@ class BundleSettings(Settings):
     model: Path
     """Folder as python -m npnet_training.shapes.build writes it."""
     networks: Path
-    """Folder with npnet.safetensors and prompt-attention.safetensors, checkpoints of npnet-train."""
+    """Folder with NAME.safetensors for npnet, prompt-attention and prompt-attention-weak, by npnet-train."""
     output: Path
     """Folder to write; one that exists is replaced when all is well."""
 
