@@ -24,8 +24,8 @@ NETWORKS = {
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes") / "model"
-    steps = {"autoencoder_steps": 3, "text_steps": 3, "unet_steps": 2, "save_every": 1, "main": 2, "weak": 1}
-    build.build(build.BuildSettings(output=folder, scenes=64, judged=1, **steps))
+    sizes = {"scenes": 64, "autoencoder_steps": 2, "decoder_steps": 2, "text_steps": 2, "unet_steps": 2}
+    build.build(build.BuildSettings(output=folder, save_every=1, look_every=2, weak=1, judged=1, **sizes))
     for name, config in NETWORKS.items():
         checkpoint.write(folder / "golden" / f"{name}.safetensors", random_state(config, 0), config)
     assets.write_manifest(folder)
