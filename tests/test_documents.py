@@ -37,7 +37,7 @@ def commands(code: str) -> list[str]:
 
 def test_readme_has_both_commands() -> None:
     first, second = [code for language, _, code in blocks(ROOT / "README.md") if language == "bash"][:2]
-    assert "npnet-export" in first
+    assert "npnet-demo" in first
     assert second.strip().endswith("pytest")
 
 

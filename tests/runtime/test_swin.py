@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from npnet_runtime.config import SwinConfig
-from npnet_runtime.swin import SwinTransformer, inverse, shift_mask, window_order
+from npnet_runtime.swin import LayerNorm, SwinTransformer, inverse, shift_mask, window_order
 
 SIDES = [(14, 7, 0), (14, 7, 3), (10, 5, 2), (6, 2, 1), (7, 7, 0)]
 
@@ -47,3 +47,25 @@ def test_builds_on_the_meta_device() -> None:
         swin = SwinTransformer(SwinConfig())
     assert all(parameter.is_meta for parameter in swin.parameters())
     assert not any(buffer.is_meta for buffer in swin.buffers())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_in_training_is_that_of_inference(dtype: torch.dtype) -> None:
+    """One kernel widens by itself, the other is given float32: values and gradients agree to a rounding."""
+    torch.manual_seed(0)
+    norm = LayerNorm(96)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(5, 7, 96).mul(3).add(1).to(dtype)
+    found = []
+    for training in (True, False):
+        rows = x.clone().requires_grad_()
+        norm.train(training).zero_grad()
+        made = norm(rows)
+        assert made.dtype == dtype
+        made.square().sum().backward()
+        found.append((made, rows.grad, norm.weight.grad.clone()))
+    for trained, inferred in zip(*found, strict=True):
+        scale = inferred.abs().max().item()
+        torch.testing.assert_close(
+            trained, inferred, rtol=0, atol=scale * (2e-2 if dtype == torch.bfloat16 else 1e-6)
+        )

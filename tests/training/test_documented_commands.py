@@ -13,22 +13,33 @@ from npnet_training.demo.settings import DemoSettings
 from npnet_training.evaluation import cli as evaluation
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.settings import parse
+from npnet_training.shapes import bundle, distill
+from npnet_training.shapes.build import BuildSettings
+from npnet_training.shapes.bundle import BundleSettings
+from npnet_training.shapes.distill import DistillSettings
+from npnet_training.study import __main__ as study
+from npnet_training.study.settings import StudySettings
 from npnet_training.training import cli as training
 from npnet_training.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "npnet-collect": CollectSettings, "npnet-train": TrainSettings, "npnet-evaluate": EvaluateSettings,
-    "npnet-demo": DemoSettings,
+    "npnet-demo": DemoSettings, "npnet_training.shapes.build": BuildSettings,
+    "npnet_training.shapes.bundle": BundleSettings, "npnet_training.shapes.distill": DistillSettings,
+    "npnet_training.study": StudySettings,
 }  # fmt: skip
+MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|study)"
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "training/README.md")),
-    *(module.EPILOG for module in (collecting, training, evaluation, demo)),
+    *(module.EPILOG for module in (collecting, training, evaluation, demo, bundle, distill, study)),
 ]
 COMMANDS = [
-    found[0].replace("\\\n", " ").strip("` ")
+    found[0].replace("\\\n", " ").strip("` ").removeprefix("python -m ")
     for text in TEXTS
-    for found in re.finditer(r"npnet-(?:collect|train|evaluate|demo) --(?:[^`\n\\]|\\\n)+", text)
+    for found in re.finditer(
+        rf"(?:npnet-(?:collect|train|evaluate|demo)|{MODULE}) --(?:[^`\n\\]|\\\n)+", text
+    )
 ]
 
 
@@ -37,7 +48,8 @@ def test_every_command_is_documented() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "..." not in command])
-def test_documented_command(command: str) -> None:
+def test_documented_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # recipes are named from there
     name, *arguments = shlex.split(command)
     if arguments == ["--help"]:
         return

@@ -51,7 +51,7 @@ class BuildSettings(Settings):
     """Of its decoder alone, after the denoiser."""
     text_steps: int = Field(default=1500, ge=1)
     """Of the text encoder, 128 prompts each."""
-    unet_steps: int = Field(default=6000, ge=1)
+    unet_steps: int = Field(default=3400, ge=1)
     """Of the denoiser, 64 scenes each."""
     weak: int = Field(default=1000, ge=1)
     """Steps after which the denoiser is kept as the weaker one; a multiple of save_every."""

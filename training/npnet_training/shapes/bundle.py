@@ -23,7 +23,7 @@ EPILOG = """example:
 
 
 class BundleSettings(Settings):
-    """Assemble the folder of the embedded model, listed in its manifest with sizes and hashes."""
+    """Assemble the folder of the embedded model, in half precision, with sizes and hashes in its manifest."""
 
     model: Path
     """Folder as python -m npnet_training.shapes.build writes it."""
@@ -51,13 +51,15 @@ def assemble(settings: BundleSettings) -> int:
         (folder / GOLDEN).mkdir()
         for name in NETWORKS:
             path = settings.networks / f"{name}.safetensors"
-            config = checkpoint.read(path).config
+            read = checkpoint.read(path)
+            config = read.config
             if (config.latent_shape, config.text_shape) != (latents, text):
                 raise ModelError(
                     f"{path}: expected a network for latents {latents} and texts {text}, given one for "
                     f"{config.latent_shape} and {config.text_shape}"
                 )
-            shutil.copy(path, folder / GOLDEN)
+            halves = {key: value.half() for key, value in read.state.items()}
+            checkpoint.write(folder / GOLDEN / path.name, halves, config)
         assets.write_manifest(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > MOST_BYTES:

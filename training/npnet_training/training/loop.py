@@ -97,8 +97,9 @@ class Trainer:
             network.compile()
         options = settings.optimizer
         optimizer = torch.optim.AdamW(
-            parameter_groups(network, options.weight_decay), options.learning_rate, betas=options.betas
-        )
+            parameter_groups(network, options.weight_decay), options.learning_rate, betas=options.betas,
+            fused=True,
+        )  # fmt: skip
         self.network: nn.Module
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.average = WeightAverage(self.network, options.ema)

@@ -169,19 +169,25 @@ def autocast_products(network: nn.Module, device_type: str) -> None:
     """Compute the matrix products of the network in bfloat16 in training, its weights staying float32.
 
     In an NPNet these are those of the spectral head and the Swin Transformer, as `NPNet.to_precision`
-    chooses for inference: norms, softmax, sums over the text and the reconstruction keep float32.
+    chooses for inference: softmax, the sums of norms and over the text and the reconstruction keep float32.
+    As in inference, the rows between the Swin Transformer's blocks are bfloat16.
     """
-    halves: list[nn.Module] = [network]
-    if isinstance(network, NPNet):
-        halves = [network.spectral_head, network.prompt_half.swin]
-    for module in halves:
-        setattr(module, "forward", _autocast(module.forward, device_type))  # noqa: B010
+    if not isinstance(network, NPNet):
+        _autocast(network, device_type)
+        return
+    _autocast(network.spectral_head, device_type)
+    _autocast(network.prompt_half.swin, device_type, halve=True)
 
 
-def _autocast(forward: Callable[..., Tensor], device_type: str) -> Callable[..., Tensor]:
+def _autocast(module: nn.Module, device_type: str, *, halve: bool = False) -> None:
+    """Run a module's forward pass under autocast, its input in bfloat16 with `halve`, its output float32."""
+    forward: Callable[..., Tensor] = module.forward
+
     @functools.wraps(forward)
     def run(*arguments: Any) -> Tensor:
+        if halve:
+            arguments = tuple(argument.to(torch.bfloat16) for argument in arguments)
         with torch.autocast(device_type, torch.bfloat16):
             return forward(*arguments).float()
 
-    return run
+    setattr(module, "forward", run)  # noqa: B010

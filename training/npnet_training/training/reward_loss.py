@@ -48,6 +48,7 @@ class RewardLoss:
         self.penalty = {"l2": change_penalty, "norm": norm_penalty}[settings.penalty]
         weight = settings.penalty_weight
         self.penalty_weight = PENALTY_WEIGHTS[settings.penalty] if weight is None else weight
+        self.mean_weight = settings.mean_weight
 
     def __call__(self, golden: Tensor, batch: TrainBatch) -> Tensor:
         """A scalar for golden noise (B, C, H, W) and its batch.
@@ -57,6 +58,8 @@ class RewardLoss:
         """
         images = self.generator.images(self.generator.latents(golden, batch.prompts))
         loss = self.penalty_weight * self.penalty(golden.float(), batch.source).mean()
+        if self.mean_weight:
+            loss = loss + self.mean_weight * mean_penalty(golden.float(), batch.source).mean()
         for weight, (name, reward) in zip(self.weights, self.rewards.items(), strict=True):
             values = reward.reward(images, batch.prompts)
             if values.shape != (len(batch),):
@@ -76,6 +79,12 @@ class RewardLoss:
 def change_penalty(golden: Tensor, source: Tensor) -> Tensor:
     """(B,) half the mean square of the change from (B, C, H, W) source noise."""
     return 0.5 * (golden - source).square().flatten(1).mean(1)
+
+
+def mean_penalty(golden: Tensor, source: Tensor) -> Tensor:
+    """(B,) squared change of the channel means over their variance in N(0, I); mean of the channels."""
+    change = (golden - source).flatten(2)
+    return change.mean(2).square().mean(1) * change.shape[2]
 
 
 def norm_penalty(golden: Tensor, source: Tensor) -> Tensor:
