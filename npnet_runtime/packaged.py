@@ -62,15 +62,15 @@ class PackagedModel:
 _SHAPES: dict[str, Any] = {
     "package": "npnet_training",
     "folder": "shapes/assets",
+    "base_model": "shapes",
     "pipeline_class": "StableDiffusionPipeline",
     "guidance_scale": 1.0,
 }
 PACKAGED: dict[str, PackagedModel] = {
-    name: PackagedModel(name=name, filename=f"golden/{network}.safetensors", base_model=base, **_SHAPES)
-    for name, base, network in (
-        ("shapes", "shapes", "prompt-attention"),
-        ("shapes-npnet", "shapes", "npnet"),
-        ("shapes-weak", "shapes-weak", "prompt-attention-weak"),
+    model.name: model
+    for model in (
+        PackagedModel(name="shapes", filename="golden/prompt-attention.safetensors", **_SHAPES),
+        PackagedModel(name="shapes-npnet", filename="golden/npnet.safetensors", **_SHAPES),
     )
 }
 

@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from npnet_training.demo.drawing import Drawn
 
 ENGINE, GALLERY = "engine", "gallery.html"
-_PACKAGED = {
-    "prompt-attention": PACKAGED["shapes"],
-    "npnet": PACKAGED["shapes-npnet"],
-    "prompt-attention-weak": PACKAGED["shapes-weak"],
-}
+_PACKAGED = {"prompt-attention": PACKAGED["shapes"], "npnet": PACKAGED["shapes-npnet"]}
 
 
 @dataclass(frozen=True)
