@@ -81,3 +81,20 @@ def test_results_are_those_committed() -> None:
         assert re.search(rf"\| {re.escape(row['engine'])} \| {row['batch']} \|.*{ratio:.2f}", text), row[
             "engine"
         ]
+
+
+def test_the_study_is_the_one_committed() -> None:
+    """Every share of the README's table of the study stands in its JSON."""
+    study = json.loads((ROOT / "training" / "results" / "study.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"\| (main|weaker) \| .* \*\*([\d.]+) %\*\* \| (\S*)", text)
+    assert len(found) >= 8
+    conditions = {"main": "base", "weaker": "weaker model"}
+    for model, share, points in found:
+        rows = study["conditions"][conditions[model]]["rows"]
+        assert any(
+            f"{100 * row['strict']:.1f}" == share
+            and points
+            == (f"{100 * row['against_plain']['difference']:+.1f}" if row["arm"] != "plain" else "")
+            for row in rows
+        ), (model, share, points)

@@ -9,6 +9,7 @@ from npnet_runtime.config import NPNetConfig, SwinConfig
 from npnet_runtime.prompt_attention import PromptAttentionConfig
 from npnet_runtime.random_weights import random_state
 from npnet_training.shapes import assets, build
+from support.shapes import SMALL
 
 pytest.importorskip("diffusers")
 
@@ -24,8 +25,7 @@ NETWORKS = {
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes") / "model"
-    sizes = {"scenes": 64, "autoencoder_steps": 2, "decoder_steps": 2, "text_steps": 2, "unet_steps": 2}
-    build.build(build.BuildSettings(output=folder, save_every=1, look_every=2, weak=1, judged=1, **sizes))
+    build.build(build.BuildSettings(output=folder, **SMALL))
     for name, config in NETWORKS.items():
         checkpoint.write(folder / "golden" / f"{name}.safetensors", random_state(config, 0), config)
     assets.write_manifest(folder)

@@ -159,7 +159,7 @@ def test_a_stopped_evaluation_goes_on(settings: EvaluateSettings, monkeypatch: p
         ({"arms": ("best-of-1:brightness",)}, SettingsError, "2 or more"),
         ({"arms": ("best-of-2:beauty",)}, ScorerError, "unknown scorer 'beauty'"),
         ({"arms": ("golden:nowhere",)}, Exception, "expected the folder of an engine bundle"),
-        ({"scorers": ("beauty",)}, ScorerError, "expected one of clipscore"),
+        ({"scorers": ("beauty",)}, ScorerError, "expected one of aesthetic"),
         ({"prompts": "nowhere.txt"}, Exception, "expected a file of prompts"),
     ],
 )

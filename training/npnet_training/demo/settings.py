@@ -25,9 +25,10 @@ class DemoSettings(Settings):
     seed: int = Field(default=2_000_000, ge=0, lt=2**31)
     """Of the first noise; far from those that networks are trained and evaluated on."""
     model: Literal["main", "weak", "both"] = "main"
-    """The denoiser: the one the network was trained with, the same stopped earlier, or both in turn."""
+    """The denoiser: the main one, the same stopped earlier, or both in turn."""
     network: Literal["prompt-attention", "npnet"] = "prompt-attention"
-    """Golden-noise network: the one that attends to the prompt, or the paper's."""
+    """Golden-noise network: the one that attends to the prompt, trained in front of the weak denoiser, or the
+    paper's, trained on pairs of the main one."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What the network is exported to and runs in."""
     steps: int = Field(default=10, ge=1, le=1000)

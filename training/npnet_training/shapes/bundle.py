@@ -15,7 +15,7 @@ from npnet_training.shapes import assets
 
 GOLDEN = "golden"
 NETWORKS = ("npnet", "prompt-attention")
-MOST_BYTES = 16 << 20
+MOST_BYTES = 16_000_000
 EPILOG = """example:
   python -m npnet_training.shapes.bundle --model shapes-model --networks networks \\
       --output training/npnet_training/shapes/assets
@@ -39,7 +39,7 @@ def assemble(settings: BundleSettings) -> int:
     Raises:
         ShapesAssetsError: a file of the model is missing or altered.
         CheckpointError: a network is missing or damaged.
-        ModelError: the networks are for other latents or texts, or all is larger than 16 MiB.
+        ModelError: the networks are for other latents or texts, or all is larger than 16 MB.
     """
     assets.check(settings.model)
     pipe = assets.load_pipeline(folder=settings.model)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(settings: BundleSettings) -> int:
-    print(f"{settings.output}: {assemble(settings) / 2**20:.1f} MiB")
+    print(f"{settings.output}: {assemble(settings) / 1e6:.1f} MB")
     return 0
 
 

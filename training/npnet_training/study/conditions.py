@@ -44,10 +44,10 @@ CONDITIONS = {
         Condition("guidance 3", "shapes", _at(10, 3.0)),
         Condition("5 steps", "shapes", _at(5, 1.0)),
         Condition("25 steps", "shapes", _at(25, 1.0), "short"),
-        Condition("DPM-Solver++, 5 steps", "shapes", _at(5, 1.0, "dpm++")),
+        Condition("DPM-Solver++ 5 steps", "shapes", _at(5, 1.0, "dpm++")),
         Condition("Euler", "shapes", _at(10, 1.0, "euler")),
-        Condition("weaker model", "shapes-weak", _at(10, 1.0), seeds=1),
-        Condition("weaker model, guidance 3", "shapes-weak", _at(10, 3.0)),
-        Condition("few-step model, 2 steps", "few-step", _at(2, 1.0)),
+        Condition("weaker model", "shapes-weak", _at(10, 1.0)),
+        Condition("weaker model at guidance 3", "shapes-weak", _at(10, 3.0)),
+        Condition("few-step model", "few-step", _at(2, 1.0)),
     )
 }
