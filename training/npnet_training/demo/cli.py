@@ -50,7 +50,7 @@ def _work(settings: DemoSettings) -> int:
     for line in about(results):
         console.print(line)
     for table in tables(results):
-        shown = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD)
+        shown = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
         for number, head in enumerate(table.header):
             shown.add_column(head, justify="left" if number < 2 else "right")
         for row in table.rows:

@@ -67,7 +67,7 @@ def _strict(denoisers: Mapping[str, Any]) -> Table:
 def _against(found: Mapping[str, Any]) -> tuple[str, str, str]:
     if "difference" not in found:
         return "", "", ""
-    return _points(found), f"{found['wins']}/{found['ties']}/{found['losses']}", f"{found['p']:.2g}"
+    return _points(found), f"{found['wins']}/{found['ties']}/{found['losses']}", f"{found['p']:.1g}"
 
 
 def _points(found: Mapping[str, Any]) -> str:
