@@ -14,6 +14,7 @@ from npnet_training.scorers import SelectionRule, load_scorer, score_all, scorer
 from npnet_training.scorers.clip import CLIPScore, PickScore
 from npnet_training.shapes.grammar import Facts
 from npnet_training.shapes.render import render
+from support import clip
 
 
 def picture(prompt: str) -> Image.Image:
@@ -56,21 +57,7 @@ def test_one_image_that_fails_has_no_score() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-
-    from npnet_training.shapes.networks import make_tokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": 1}
-    vision = {**sizes, "image_size": 32, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    images: Any = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
+    return clip.tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_scores_are_those_of_the_library(tiny_clip: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from npnet_training.errors import RewardError
+from npnet_training.plugins import import_plugin, plugin_names
 
 GROUP = "npnet.rewards"
 BUILT_IN = {
@@ -38,7 +37,7 @@ class Reward(Protocol):
 
 def reward_names() -> list[str]:
     """All that `load_reward` takes."""
-    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+    return plugin_names(BUILT_IN, GROUP)
 
 
 def load_reward(name: str, *, device: str | torch.device = "cpu", offline: bool = False) -> Reward:
@@ -52,16 +51,10 @@ def load_reward(name: str, *, device: str | torch.device = "cpu", offline: bool 
     Raises:
         RewardError: unknown, or it cannot be loaded.
     """
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in BUILT_IN and name not in points:
+    if name not in reward_names():
         raise RewardError(f"unknown reward {name!r}: expected one of {', '.join(reward_names())}")
     try:
-        if name in BUILT_IN:
-            module, _, attribute = BUILT_IN[name].partition(":")
-            make: Any = getattr(importlib.import_module(module), attribute)
-        else:
-            make = points[name].load()
-        reward: Reward = make(device=device, offline=offline)
+        reward: Reward = import_plugin(name, BUILT_IN, GROUP)(device=device, offline=offline)
     except (ImportError, OSError, ValueError, AttributeError, TypeError) as error:
         raise RewardError(f"the reward {name} cannot be loaded: {error}") from error
     if not callable(getattr(reward, "reward", None)):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from npnet_training.errors import ScorerError
+from npnet_training.plugins import import_plugin, plugin_names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +36,7 @@ class Scorer(Protocol):
 
 def scorer_names() -> list[str]:
     """All that `load_scorer` takes."""
-    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+    return plugin_names(BUILT_IN, GROUP)
 
 
 def load_scorer(name: str, *, device: str | torch.device = "cpu", offline: bool = False) -> Scorer:
@@ -51,16 +50,10 @@ def load_scorer(name: str, *, device: str | torch.device = "cpu", offline: bool 
     Raises:
         ScorerError: unknown, or it cannot be loaded.
     """
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in BUILT_IN and name not in points:
+    if name not in scorer_names():
         raise ScorerError(f"unknown scorer {name!r}: expected one of {', '.join(scorer_names())}")
     try:
-        if name in BUILT_IN:
-            module, _, attribute = BUILT_IN[name].partition(":")
-            make: Any = getattr(importlib.import_module(module), attribute)
-        else:
-            make = points[name].load()
-        scorer: Scorer = make(device=device, offline=offline)
+        scorer: Scorer = import_plugin(name, BUILT_IN, GROUP)(device=device, offline=offline)
         return scorer
     except (ImportError, OSError, ValueError, AttributeError, ScorerError) as error:
         hint = "; --offline takes weights from the hub's cache only: run it once without" if offline else ""
