@@ -10,31 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npnet_training.errors import RewardError
-from npnet_training.scorers.clip import CLIPScore, PickScore
+from npnet_training.scorers.clip import CLIPScore, LoadedCLIP, PickScore
 
 
-class CLIPReward:
+class CLIPReward(LoadedCLIP):
     """2.5 cos (arXiv 2104.08718, section 3.1), not cut at 0, where it would have no gradient."""
 
     weights, processor = CLIPScore.weights, CLIPScore.processor
-
-    def __init__(
-        self,
-        *,
-        device: str | torch.device = "cpu",
-        offline: bool = False,
-        weights: str | None = None,
-        processor: str | None = None,
-    ) -> None:
-        from transformers import AutoProcessor, CLIPModel
-
-        # Any: transformers' own annotations are of tuples and strings.
-        load_model: Any = CLIPModel.from_pretrained
-        load_processor: Any = AutoProcessor.from_pretrained
-        self.device = torch.device(device)
-        self._model = load_model(weights or self.weights, local_files_only=offline).eval().to(self.device)
-        self._model.requires_grad_(False)
-        self._processor = load_processor(processor or self.processor, local_files_only=offline)
 
     def reward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """See `Reward`."""

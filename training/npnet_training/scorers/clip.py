@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class _CLIP:
+class LoadedCLIP:
+    """A frozen CLIP and its processor, from the hub or a folder."""
+
     weights: str
     processor: str
 
@@ -32,8 +34,11 @@ class _CLIP:
         load_processor: Any = AutoProcessor.from_pretrained
         self.device = torch.device(device)
         self._model = load_model(weights or self.weights, local_files_only=offline).eval().to(self.device)
+        self._model.requires_grad_(False)
         self._processor = load_processor(processor or self.processor, local_files_only=offline)
 
+
+class _CLIP(LoadedCLIP):
     @torch.no_grad()
     def cosines(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
         """(B,) cosine of each image's embedding and its prompt's."""
