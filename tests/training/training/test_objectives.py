@@ -24,7 +24,7 @@ from npnet_training.training.generator import FrozenGenerator
 from npnet_training.training.image_loss import ImageLoss
 from npnet_training.training.loop import train
 from npnet_training.training.loss_settings import ImageLossSettings, RewardLossSettings, SamplerSettings
-from npnet_training.training.reward_loss import RewardLoss, change_penalty, mean_penalty, norm_penalty
+from npnet_training.training.reward_loss import RewardLoss, anchor_penalty, change_penalty, norm_penalty
 from npnet_training.training.settings import TrainSettings
 from support.pipelines import PIPELINES, stable_diffusion
 from support.rewards import Blind, Redness, Single
@@ -144,18 +144,23 @@ def test_reward_loss_is_penalty_less_reward(denoiser: Denoiser) -> None:
     loss = reward_loss(denoiser, weights=(3.0,), penalty_weight=5.0)
     expected = 5 * 0.5 * torch.tensor(0.04) - 3 * reward
     torch.testing.assert_close(loss(golden, batch), expected)
-    # a shift by 0.2 of the mean of 256 entries is one of 3.2 of its deviations
-    held = reward_loss(denoiser, weights=(3.0,), penalty_weight=5.0, mean_weight=2.0)
-    torch.testing.assert_close(held(golden, batch), expected + 2 * 3.2**2, rtol=1e-4, atol=1e-4)
+    plain = generator.images(generator.latents(batch.source, PROMPTS))
+    apart = (images - plain).unflatten(3, (2, 16)).unflatten(2, (2, 16)).mean((3, 5)).abs().mean()
+    assert apart > 1e-4
+    held = reward_loss(denoiser, weights=(3.0,), penalty_weight=5.0, anchor_weight=700.0, anchor_cells=2)
+    torch.testing.assert_close(held(golden, batch), expected + 700 * apart)
 
 
-def test_mean_penalty_is_one_for_fresh_noise_and_blind_to_what_has_no_mean() -> None:
-    generator = torch.Generator().manual_seed(0)
-    source = torch.randn(2000, 4, 8, 8, generator=generator)
-    # over the noise's own deviations: 1 for the mean of N(0, I); 2000 x 4 draws give it to 2 %
-    assert mean_penalty(source, torch.zeros_like(source)).mean() == pytest.approx(1, abs=0.06)
-    flat = source - source.mean((2, 3), keepdim=True)
-    assert mean_penalty(source + flat, source).max() < 1e-9
+def test_anchor_is_blind_to_detail_and_to_areas_that_stay() -> None:
+    plain = torch.rand(3, 3, 32, 32)
+    detail = torch.randn(3, 3, 32, 32)
+    cells = detail.unflatten(3, (4, 8)).unflatten(2, (4, 8))
+    flat = (cells - cells.mean((3, 5), keepdim=True)).flatten(4, 5).flatten(2, 3)
+    assert anchor_penalty(plain + flat, plain, 4).max() < 1e-6
+    one_cell = torch.zeros_like(plain)
+    one_cell[1, :, 8:16, :8] = 0.5
+    assert anchor_penalty(plain + one_cell, plain, 4).tolist() == pytest.approx([0, 0.5 / 16, 0])
+    assert anchor_penalty(plain + 0.5, plain, 4).tolist() == pytest.approx([0.5] * 3)
 
 
 def test_penalties() -> None:

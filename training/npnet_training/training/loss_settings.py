@@ -70,10 +70,12 @@ class RewardLossSettings(SamplerSettings):
     """l2: half the mean square of the change (HyperNoise); norm: how unlikely the noise's norm is (ReNO)."""
     penalty_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Of the penalty; None for what its authors use: 1 for l2, 0.01 for norm."""
-    mean_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Of the change of each channel's mean, squared, in units of its variance under N(0, I): what decides
-    brightness and hue of a whole image. Without it a reward that likes a bright background makes all of them
-    bright."""
+    anchor_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Of the mean absolute difference between the image and the one that the unchanged noise gives, both
+    averaged over a coarse grid. It keeps what a seed decides beside the prompt, such as the background;
+    without it a reward that likes contrast makes all backgrounds alike. Costs an image without a gradient."""
+    anchor_cells: int = Field(default=4, ge=1)
+    """Rows and columns of that grid."""
 
     @model_validator(mode="after")
     def _weights_fit(self) -> RewardLossSettings:

@@ -3,7 +3,9 @@
 HyperNoise maximises the reward of the image of x_T + f(x_T) less half the squared norm of the change f,
 which bounds the Kullback-Leibler divergence of the changed noise from N(0, I) while f is a contraction. Its
 code takes the mean over the entries for the norm, which this follows, so that a weight means the same for
-every size of noise. ReNO optimises single noises and holds their norm instead.
+every size of noise. ReNO optimises single noises and holds their norm instead. Neither keeps images of
+different seeds apart; the anchor, which is this project's, does: it holds an image's coarse colours to those
+of the image that the unchanged noise gives.
 
 A pair's target is not used, only its source and prompt.
 """
@@ -14,6 +16,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from npnet_training.errors import RewardError, SettingsError
@@ -48,7 +51,7 @@ class RewardLoss:
         self.penalty = {"l2": change_penalty, "norm": norm_penalty}[settings.penalty]
         weight = settings.penalty_weight
         self.penalty_weight = PENALTY_WEIGHTS[settings.penalty] if weight is None else weight
-        self.mean_weight = settings.mean_weight
+        self.anchor_weight, self.anchor_cells = settings.anchor_weight, settings.anchor_cells
 
     def __call__(self, golden: Tensor, batch: TrainBatch) -> Tensor:
         """A scalar for golden noise (B, C, H, W) and its batch.
@@ -58,8 +61,10 @@ class RewardLoss:
         """
         images = self.generator.images(self.generator.latents(golden, batch.prompts))
         loss = self.penalty_weight * self.penalty(golden.float(), batch.source).mean()
-        if self.mean_weight:
-            loss = loss + self.mean_weight * mean_penalty(golden.float(), batch.source).mean()
+        if self.anchor_weight:
+            with torch.no_grad():
+                plain = self.generator.images(self.generator.latents(batch.source, batch.prompts))
+            loss = loss + self.anchor_weight * anchor_penalty(images, plain, self.anchor_cells).mean()
         for weight, (name, reward) in zip(self.weights, self.rewards.items(), strict=True):
             values = reward.reward(images, batch.prompts)
             if values.shape != (len(batch),):
@@ -81,10 +86,12 @@ def change_penalty(golden: Tensor, source: Tensor) -> Tensor:
     return 0.5 * (golden - source).square().flatten(1).mean(1)
 
 
-def mean_penalty(golden: Tensor, source: Tensor) -> Tensor:
-    """(B,) squared change of the channel means over their variance in N(0, I); mean of the channels."""
-    change = (golden - source).flatten(2)
-    return change.mean(2).square().mean(1) * change.shape[2]
+def anchor_penalty(images: Tensor, plain: Tensor, cells: int) -> Tensor:
+    """(B,) mean absolute difference of (B, 3, H, W) images averaged over cells x cells areas.
+
+    Absolute, not squared: a few areas may change all they need to for the reward, while the others stay.
+    """
+    return F.adaptive_avg_pool2d(images - plain, cells).abs().flatten(1).mean(1)
 
 
 def norm_penalty(golden: Tensor, source: Tensor) -> Tensor:
