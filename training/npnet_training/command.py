@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from npnet_runtime.errors import NPNetError
 from npnet_training.settings import S, parse
@@ -29,15 +32,29 @@ def run(
         stopped: what is said of an interruption.
 
     Returns:
-        That status, 2 after an error, 130 if it was interrupted.
+        That status, 2 after an error, 130 if it was interrupted, by Ctrl-C or SIGTERM.
     """
     try:
-        settings = parse(cls, prog, arguments, epilog=epilog)
-        print(settings.to_yaml(), file=sys.stderr)
-        return work(settings)
+        with _terminable():
+            settings = parse(cls, prog, arguments, epilog=epilog)
+            print(settings.to_yaml(), file=sys.stderr)
+            return work(settings)
     except NPNetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; {stopped}", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that nothing temporary is left behind."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

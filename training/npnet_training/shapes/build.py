@@ -14,13 +14,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from npnet_runtime.errors import NPNetError
 from npnet_runtime.files import atomic_directory, atomic_file
 from npnet_runtime.golden import resolve_device
+from npnet_training.command import run
 from npnet_training.errors import TrainError
 from npnet_training.sampling import RedenoiseSettings, redenoise
 from npnet_training.sampling.denoiser import Denoiser
-from npnet_training.settings import Settings, differences, parse
+from npnet_training.settings import Settings, differences
 from npnet_training.shapes.assets import write_manifest
 from npnet_training.shapes.data import Scenes, draw_scenes
 from npnet_training.shapes.grammar import prompts
@@ -30,6 +30,9 @@ from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, t
 from npnet_training.shapes.train_text_encoder import tokenize, train_text_encoder
 from npnet_training.shapes.train_unet import UNetTraining
 
+EPILOG = """example:
+  python -m npnet_training.shapes.build --output model
+"""
 STATE, LOOKS, WANTED = "denoiser.pt", "looks.json", "settings.json"
 
 
@@ -268,13 +271,13 @@ class _Report:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line."""
-    try:
-        metrics = build(parse(BuildSettings, "python -m npnet_training.shapes.build", argv))
-    except NPNetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(metrics, indent=1))
+    """Run the command and return its exit status."""
+    again = "go on with the same command"
+    return run(BuildSettings, "python -m npnet_training.shapes.build", EPILOG, argv, _work, stopped=again)
+
+
+def _work(settings: BuildSettings) -> int:
+    print(json.dumps(build(settings), indent=1))
     return 0
 
 
