@@ -40,14 +40,15 @@ CONDITIONS = {
         # The networks are trained on pairs of the main model, for 10 steps of DDIM without guidance.
         Condition("base", "shapes", _at(10, 1.0), "all"),
         Condition("diversity", "shapes", _at(10, 1.0), seeds=4),
-        Condition("guidance 1.5", "shapes", _at(10, 1.5)),
-        Condition("guidance 3", "shapes", _at(10, 3.0)),
+        Condition("guidance 1.5", "shapes", _at(10, 1.5), "short"),
+        Condition("guidance 3", "shapes", _at(10, 3.0), "short"),
         Condition("5 steps", "shapes", _at(5, 1.0)),
         Condition("25 steps", "shapes", _at(25, 1.0), "short"),
         Condition("DPM-Solver++ 5 steps", "shapes", _at(5, 1.0, "dpm++")),
-        Condition("Euler", "shapes", _at(10, 1.0, "euler")),
+        Condition("Euler", "shapes", _at(10, 1.0, "euler"), "short"),
         Condition("weaker model", "shapes-weak", _at(10, 1.0)),
-        Condition("weaker model at guidance 3", "shapes-weak", _at(10, 3.0)),
+        Condition("diversity of the weaker model", "shapes-weak", _at(10, 1.0), "short", seeds=4),
+        Condition("weaker model at guidance 3", "shapes-weak", _at(10, 3.0), "short"),
         Condition("few-step model", "few-step", _at(2, 1.0)),
     )
 }
