@@ -107,6 +107,19 @@ def verify_parser() -> argparse.ArgumentParser:
         "--seed", type=_seed, default=FIRST_SEED, help="of the first noise; default: %(default)s"
     )
     parser.add_argument("--device", help="where the engine runs; default: CUDA if there is any")
+    parser.add_argument(
+        "--fixture",
+        metavar="FILE",
+        type=Path,
+        help="compare also with golden noise of the original implementation: a safetensors file with noise, "
+        "prompt_embeds, golden and the factors U, s, Vh that it found (not for prompt-attention networks)",
+    )
+    parser.add_argument(
+        "--debug-layers",
+        action="store_true",
+        help="look at the layers on the worst of the noises: name the first one that diverges from float32 "
+        "and the first with NaN or infinity. aoti and tensorrt engines are built again for it",
+    )
     parser.add_argument("--record", action="store_true", help="keep the result in the manifest if it agrees")
     parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
