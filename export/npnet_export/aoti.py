@@ -107,5 +107,6 @@ def compile_package(
     except Exception as error:  # the compiler's and Inductor's errors share no base class
         raise ExportError(
             f"AOTInductor could not compile {path.name}: {type(error).__name__}: {error}\n"
-            f"it needs a C++ compiler: apt install g++, or set CXX to one"
+            f"it needs a C++ compiler: apt install g++, or set CXX to one; and memory, of which a smaller "
+            f"--max-batch takes less"
         ) from error

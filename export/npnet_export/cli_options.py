@@ -20,6 +20,16 @@ examples:
   npnet-export --model hunyuan-dit --engine torch --precision fp16
   npnet-export inspect engines/sdxl                  print a bundle and check its files
   npnet-export verify engines/sdxl --samples 64      compare a bundle with float32 PyTorch again
+  npnet-export verify engines/sdxl --debug-layers    name the first layer at which it diverges
+
+which engine:
+  for a CPU                      onnxruntime in fp32, about twice as fast as the published code; then aoti
+  for GeForce and RTX GPUs       tensorrt-rtx (compute capability 7.5 to 8.9 and 12.x), built anywhere
+                                 with --no-verify
+  for A100, H100, H200, B200     tensorrt, or aoti, built on that kind of GPU; not tensorrt-rtx
+  for any GPU, to begin with     torch or onnxruntime
+measured so far: the CPU only (README, Results); TensorRT for RTX was built and inspected; no engine has
+run on a GPU yet
 
 exit status: 0 done, 1 failed (nothing was written) or disagrees, 2 wrong usage, 130 interrupted
 """

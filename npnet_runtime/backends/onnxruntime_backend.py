@@ -55,7 +55,13 @@ class OnnxRuntimeBackend:
         """See `Backend`."""
         outputs = empty_outputs(self._graphs[graph], inputs[0])
         named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
-        self._run(self._sessions[graph], named, outputs)
+        try:
+            self._run(self._sessions[graph], named, outputs)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise BackendError(
+                f"ONNX Runtime could not run {graph} on a batch of {len(inputs[0])}: {error}\n"
+                f"if it ran out of memory, call with a smaller batch, or build with a smaller --max-batch"
+            ) from error
         return tuple(outputs.values())
 
     def _session(self, bundle: EngineBundle, name: str, graph: Graph) -> Any:

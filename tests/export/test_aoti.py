@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from npnet_runtime.models import MODELS
 from support.networks import noise_and_prompts
 
 Settings = Callable[..., ExportSettings]
+SLOW = [(model, precision, 8) for model in ("sdxl", "hunyuan-dit") for precision in ("fp32", "fp16")]
 
 
 @pytest.fixture
@@ -49,15 +52,41 @@ def test_half_precision_keeps_its_float32_parts(tmp_path: Path, export_small: Se
     assert GoldenNoise(made, device="cpu")(noise, prompts).isfinite().all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["sdxl", "hunyuan-dit"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_full_size(model: str, precision: str, tmp_path: Path) -> None:
-    weights = WeightsRequest(MODELS[model], None, 0)
-    made = export(ExportSettings(weights, tmp_path / model, model, "aoti", precision, device="cpu"))
+def judge(made: EngineBundle, precision: str) -> None:
+    """The real networks: parity, what the manifest says, and the packages inside."""
     judged = made.manifest.parity[0]
     assert judged.tolerance == TOLERANCES[precision][1]
-    assert judged.value <= judged.tolerance
+    assert 0 < judged.value <= judged.tolerance
+    assert (made.manifest.device, made.manifest.platform) == ("cpu", this_platform())
+    weights = sum(made.manifest.files[name].bytes for name in ("prompt_half.pt2", "spectral_head.pt2"))
+    assert 110e6 / (1 if precision == "fp32" else 2) < weights < 180e6
+    for name in made.manifest.files:
+        with zipfile.ZipFile(io.BytesIO(made.read(name))) as package:
+            kinds = {Path(entry).suffix for entry in package.namelist()}
+            assert package.testzip() is None
+            assert {".so", ".json"} <= kinds
+
+
+def test_full_size_sdxl(sdxl_bundles: dict[str, EngineBundle]) -> None:
+    """With the fixture's weights; against the fixture: `tests/runtime/test_golden.py`, `test_fixture.py`."""
+    judge(sdxl_bundles["aoti-fp32"], "fp32")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "max_batch"),
+    [
+        ("hunyuan-dit", "fp32", 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
+    ],
+)
+def test_full_size(
+    model: str, precision: str, max_batch: int, full_size_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    weights = WeightsRequest(MODELS[model], str(full_size_checkpoints[model]))
+    settings = ExportSettings(
+        weights, tmp_path / model, model, "aoti", precision, max_batch=max_batch, device="cpu"
+    )
+    judge(export(settings), precision)
 
 
 def test_loading_imports_no_compiler(bundle: EngineBundle) -> None:

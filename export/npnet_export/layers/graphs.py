@@ -93,7 +93,7 @@ def run_onnxruntime(marked: Marked, inputs: Mapping[str, Tensor], device: torch.
         BackendError: ONNX Runtime is missing, or its provider for the device.
 
     Returns:
-        Every tensor of `marked.nodes`, float32, on the CPU.
+        The inputs, and every tensor of `marked.nodes`, on the CPU.
     """
     try:
         session = new_session(marked.content, device)
@@ -104,10 +104,11 @@ def run_onnxruntime(marked: Marked, inputs: Mapping[str, Tensor], device: torch.
         ) from error
     feeds = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
     try:
-        values = session.run(list(marked.outputs.values()), feeds)
+        values = session.run([output.name for output in marked.outputs.values()], feeds)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise ValueError(str(error)) from error
-    return {name: torch.from_numpy(value) for name, value in zip(marked.outputs, values, strict=True)}
+    found = {name: torch.from_numpy(value) for name, value in zip(marked.outputs, values, strict=True)}
+    return {**inputs, **found}
 
 
 def run_tensorrt(
@@ -142,9 +143,12 @@ def run_tensorrt(
             raise BackendError(
                 f"{trt.__name__} {trt.__version__} cannot load {graph}, every layer an output:\n{log.tail()}"
             )
-        outputs = {name: torch.empty(shape, device=request.device) for name, shape in shapes.items()}
+        outputs = {
+            name: torch.empty(shape, dtype=marked.outputs[name].dtype, device=request.device)
+            for name, shape in shapes.items()
+        }
         on_device = {name: tensor.to(request.device) for name, tensor in inputs.items()}
-        bound = {marked.outputs[name]: tensor for name, tensor in outputs.items()}
+        bound = {marked.outputs[name].name: tensor for name, tensor in outputs.items()}
         LoadedEngine(trt, loaded, log, request.device).run(on_device, bound)
         torch.cuda.synchronize(request.device)
     return {name: tensor.cpu() for name, tensor in outputs.items()}
