@@ -159,7 +159,7 @@ def _compare(
 ) -> tuple[Layer, ...]:
     same = correspond(given, expected, graph)
     return compare_layers(
-        (node.name or name, node.op_type, found[name], reference[same[name]])
+        (node.name or name, given.kind(name), found[name], reference[same[name]])
         for name, node in given.nodes.items()
         if name in same
     )

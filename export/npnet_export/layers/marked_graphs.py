@@ -5,7 +5,7 @@ variable that is read once, on import, its runner copies through a CUDA wrapper 
 judges by element-wise tolerances. A graph that is marked here goes through the builder, the sessions and the
 contexts that the engine itself goes through, and its tensors are compared by the rule of `layers.report`.
 
-A mark keeps an engine from fusing across it: what only a fusion does wrong cannot be seen this way. And it shows
+A mark keeps an engine from fusing across it: what only a fusion does wrong cannot be seen this way. It shows
 float16 as float16 where ONNX Runtime, on a CPU, goes on in float32.
 """
 
@@ -20,7 +20,10 @@ import torch
 from npnet_export.errors import ExportError
 
 _CAST = "Cast"
-_DTYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.FLOAT16: torch.float16}
+_DTYPES: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+}
 _WITHOUT_NUMPY = onnx.TensorProto.BFLOAT16
 _MARK = ":float32"
 
@@ -48,6 +51,14 @@ class Marked:
     inputs: tuple[str, ...]
     nodes: dict[str, onnx.NodeProto]
     outputs: dict[str, Output]
+
+    def kind(self, name: str) -> str:
+        """What gives a tensor of `nodes`: its operator, and of a cast also what was cast."""
+        node = self.nodes[name]
+        source = node.input[0]
+        if node.op_type != _CAST or source not in self.nodes:
+            return node.op_type
+        return f"{_CAST} of {self.kind(source)}"
 
 
 def mark(content: bytes) -> Marked:

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# MEASURE
-THRESHOLDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1}
+# Ten times the largest error that layers of sound SDXL engines had with the weights of the parity fixture:
+# 1.9e-3 in fp16 (ONNX Runtime) and 1.4e-2 in bf16 (PyTorch). In fp32 another order of summation moves 1e-5.
+THRESHOLDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.5e-1}
+SOFTMAX = "Softmax"  # the end of a kind: of a softmax, and of a cast of one
 _BEFORE, _AFTER, _LARGEST = 3, 3, 6  # rows of the short table
 
 
@@ -30,7 +32,8 @@ class Layer:
         name: of the module, or of the graph's node behind the module it belongs to.
         kind: type of the module or operator.
         rms: root mean square of engine - float32.
-        relative: `rms` by the root mean square of float32; infinite where that is 0 and `rms` is not.
+        relative: `rms` by the root mean square of float32, or by 1 of a softmax; infinite where that is 0 and
+            `rms` is not.
         max_abs: largest difference.
         not_finite: NaN and infinities in the engine's output where float32 has none.
         values: number of values of the output.
@@ -118,6 +121,8 @@ def _compare(name: str, kind: str, given: Tensor, expected: Tensor) -> Layer:
     given, expected = given.double().flatten().cpu(), expected.double().flatten().cpu()
     error = given - expected
     rms, scale = (float(tensor.square().mean().sqrt()) for tensor in (error, expected))
+    if kind.endswith(SOFTMAX):
+        scale = 1.0
     relative = rms / scale if scale else (math.inf if rms else 0.0)
     broken = int((~given.isfinite() & expected.isfinite()).sum())
     largest = float(error.abs().max()) if len(error) else 0.0
