@@ -26,7 +26,7 @@ from npnet_export.request import BuildRequest
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, checkpoint
 from npnet_runtime.bundle import write_bundle
-from npnet_runtime.errors import BackendError, BundleError
+from npnet_runtime.errors import BackendError, BundleError, NPNetError
 from npnet_runtime.networks import Network, NetworkConfig, network_from_state
 from npnet_runtime.random_weights import random_state
 from support.networks import SMALL, SMALL_ATTENTION
@@ -387,3 +387,26 @@ def test_nodes_are_named_by_their_modules(made: Callable) -> None:
     names = [node.name for node in onnx.load_from_string(bundle.read("prompt_half.onnx")).graph.node]
     for module in ("swin.patch_norm", "swin.stages.0.0.attn.qkv", "from_features"):
         assert any(name.startswith(f"{module}/") for name in names)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "aoti", "tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_on_a_gpu(engine: str, precision: str, made: Callable, tmp_path: Path) -> None:
+    network = made("npnet", "torch")[1]
+    checkpoint.write(tmp_path / "weights", network.state_dict(), SMALL)
+    request = WeightsRequest(None, str(tmp_path / "weights"))
+    settings = ExportSettings(
+        request, tmp_path / "bundle", "own", engine, precision, max_batch=3, device="cuda"
+    )
+    try:
+        bundle = export(settings)
+    except NPNetError as error:
+        if any(
+            reason in str(error) for reason in ("cannot be imported", "no CUDA provider", "it is built for")
+        ):
+            pytest.skip(str(error))
+        raise
+    for report in debug_layers(bundle, network, torch.device("cuda", 0), 1):
+        assert report.diverging is None, str(report)
+        assert report.not_finite is None
