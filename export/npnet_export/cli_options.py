@@ -26,7 +26,8 @@ which engine:
   for a CPU                      onnxruntime in fp32, about twice as fast as the published code; then aoti
   for GeForce and RTX GPUs       tensorrt-rtx (compute capability 7.5 to 8.9 and 12.x), built anywhere
                                  with --no-verify
-  for A100, H100, H200, B200     tensorrt, or aoti, built on that kind of GPU; not tensorrt-rtx
+  for A100, H100, H200, B200     tensorrt, or aoti, built on that kind of GPU (tensorrt-rtx knows no 9.0
+                                 and 10.x)
   for any GPU, to begin with     torch or onnxruntime
 measured so far: the CPU only (README, Results); TensorRT for RTX was built and inspected; no engine has
 run on a GPU yet

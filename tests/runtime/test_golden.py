@@ -67,8 +67,7 @@ class TestFullSize:
     ) -> None:
         golden = GoldenNoise(sdxl_bundles[engine].path, device="cpu")
         with torch.inference_mode():
-            inputs = fixture["noise"], fixture["prompt_embeds"]
-            scale_shift, residual = golden._pass._backend.run("prompt_half", *inputs)
+            scale_shift, residual = golden._pass.with_prompt(fixture["noise"], fixture["prompt_embeds"])
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         text = torch.nn.functional.group_norm(fixture["noise"], 1, eps=1e-6) * (1 + scale) + shift
         torch.testing.assert_close(text, fixture["text_embedding"], atol=5e-5, rtol=0)
