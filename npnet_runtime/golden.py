@@ -18,7 +18,7 @@ from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.caches import Cache, content_key
-from npnet_runtime.devices import resolve_device
+from npnet_runtime.devices import device_errors, resolve_device
 from npnet_runtime.errors import BackendError, BundleError, InputError
 from npnet_runtime.hot_path import GraphPath, HostPath, StreamPath, choose_graphs
 from npnet_runtime.hot_path import Path as HotPath
@@ -75,6 +75,7 @@ class GoldenNoise:
         InputError: an unknown policy for tokens or resolution, or no size of a cache.
     """
 
+    @device_errors()
     def __init__(
         self,
         engine: str | Path | EngineBundle,
@@ -128,6 +129,7 @@ class GoldenNoise:
                     manifest.max_batch,
                 )
 
+    @device_errors()
     def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor) -> Tensor:
         """Golden noise for a batch of noise and its prompts.
 
@@ -145,7 +147,7 @@ class GoldenNoise:
         Raises:
             InputError: a shape, dtype, device or value that the engine cannot take, or noise prepared
                 for another engine.
-            BackendError: no CUDA graph could be captured.
+            BackendError: too little memory, CUDA refused, or no CUDA graph could be captured.
         """
         self._check_process()
         config = self.bundle.manifest.config
@@ -189,6 +191,7 @@ class GoldenNoise:
             f"embeddings as the text encoder gives them, given values too large for the network"
         )
 
+    @device_errors()
     def prepare(self, noise: Tensor, *, key: Hashable | None = None) -> PreparedNoise:
         """Do the work that needs no prompt: of an NPNet the SVD, the spectral head and the reconstruction.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npnet_kernels import (
     SIGN_RULE,
+    SVD,
     KernelError,
     choose_solver,
     combine,
@@ -64,6 +65,10 @@ class NPNetPass:
             factors = svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[str(self._manifest.signs)])
         except KernelError as error:
             raise InputError(f"noise: no singular value decomposition: {error}") from error
+        return self.spectral_half(noise, factors)
+
+    def spectral_half(self, noise: Tensor, factors: SVD) -> Tensor:
+        """The spectral half of noise (B, C, H, W) with the factors of its matrix given."""
         (f,) = run_in_chunks(self._backend, SPECTRAL_HEAD, self._manifest.max_batch, *factors)
         return spectral_correction(noise, factors.u, f, factors.vh, backend=self._kernels)
 

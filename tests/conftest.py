@@ -54,19 +54,36 @@ def sdxl_checkpoint(sdxl_network: NPNet, tmp_path_factory: pytest.TempPathFactor
     return write_pth(tmp_path_factory.mktemp("weights") / "sdxl.pth", sdxl_network.state_dict())
 
 
+class OnDemand(dict[str, EngineBundle]):
+    """Full-size engines by kind and precision, each built when it is first asked for."""
+
+    def __init__(self, weights: WeightsRequest, folder: Path) -> None:
+        super().__init__()
+        self._weights, self._folder = weights, folder
+
+    def __missing__(self, name: str) -> EngineBundle:
+        engine, _, precision = name.rpartition("-")
+        # one batch size in place of any: AOTInductor takes half the time
+        batch = 1 if engine == "aoti" else 8
+        folder = self._folder / name
+        self[name] = export(
+            ExportSettings(self._weights, folder, "sdxl", engine, precision, "as-is", batch, device="cpu")
+        )
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def sdxl_bundles(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EngineBundle]:
-    """Full-size engines of every kind, with the signs as the routine gives them."""
-    folder = tmp_path_factory.mktemp("engines")
-    weights = WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint))
-    return {
-        f"{engine}-{precision}": export(
-            ExportSettings(
-                weights, folder / f"{engine}-{precision}", "sdxl", engine, precision, "as-is", device="cpu"
-            )
-        )
-        for engine, precision in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16"))
-    }
+    """Full-size engines with the fixture's weights, and with the signs as the routine gives them."""
+    return OnDemand(WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint)), tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="session")
+def full_size_checkpoints(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The fixture's weights of SDXL, and weights by the same rule of Hunyuan-DiT's shapes, as released."""
+    state = parity_state(MODELS["hunyuan-dit"].config)
+    hunyuan = write_pth(tmp_path_factory.mktemp("weights") / "hunyuan-dit.pth", state)
+    return {"sdxl": sdxl_checkpoint, "hunyuan-dit": hunyuan}
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,11 @@ class _PromptHalf(nn.Module):
         return scale_shift, self.inner.residual(noise, scale_shift)
 
 
+def compiled_form(part: nn.Module) -> nn.Module:
+    """The module that is compiled in place of a part of the network, in eval mode."""
+    return (_PromptHalf(part) if isinstance(part, PromptHalf) else part).eval()
+
+
 def write_aoti(request: BuildRequest) -> Binding:
     """Write one package for each graph of the network, for the device of the request.
 
@@ -48,13 +53,12 @@ def write_aoti(request: BuildRequest) -> Binding:
     """
     config, device = request.network.config, request.device
     network = network_from_state(config, request.network.state_dict()).to(device)
-    with _own_cache(), request.on_device():
+    with own_cache(), request.on_device():
         for name, part in network.parts().items():
-            module = _PromptHalf(part) if isinstance(part, PromptHalf) else part
             file = name + SUFFIX
             request.stage(f"compiling {file} for {device}")
             shapes = tuple(graphs(config)[name].inputs.values())
-            _compile(module.eval(), shapes, request.max_batch, device, request.folder / file)
+            compile_package(compiled_form(part), shapes, request.max_batch, device, request.folder / file)
     requires = {"torch": f"=={torch.__version__.partition('+')[0]}"}
     platform = this_platform()
     if device.type == "cuda":
@@ -65,7 +69,7 @@ def write_aoti(request: BuildRequest) -> Binding:
 
 
 @contextmanager
-def _own_cache() -> Iterator[None]:
+def own_cache() -> Iterator[None]:
     """A cache of Inductor's that goes away: the engine is compiled from these sources, nothing is left."""
     from torch._inductor.utils import fresh_cache
 
@@ -73,9 +77,21 @@ def _own_cache() -> Iterator[None]:
         yield
 
 
-def _compile(
+def compile_package(
     module: nn.Module, shapes: tuple[tuple[int, ...], ...], max_batch: int, device: torch.device, path: Path
 ) -> None:
+    """Compile a module and package it.
+
+    Args:
+        module: on the device, in eval mode.
+        shapes: of its inputs, without the batch.
+        max_batch: largest batch it will take.
+        device: where it will run.
+        path: of the package.
+
+    Raises:
+        ExportError: there is no C++ compiler, or it or Inductor failed.
+    """
     from torch._inductor import aoti_compile_and_package
 
     # export specialises batches of 0 and 1, so a dynamic one is traced with 2
@@ -91,5 +107,6 @@ def _compile(
     except Exception as error:  # the compiler's and Inductor's errors share no base class
         raise ExportError(
             f"AOTInductor could not compile {path.name}: {type(error).__name__}: {error}\n"
-            f"it needs a C++ compiler: apt install g++, or set CXX to one"
+            f"it needs a C++ compiler: apt install g++, or set CXX to one; and memory, of which a smaller "
+            f"--max-batch takes less"
         ) from error

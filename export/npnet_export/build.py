@@ -19,7 +19,7 @@ from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
 from npnet_runtime.backends.machine import installed_version
 from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
-from npnet_runtime.golden import resolve_device
+from npnet_runtime.devices import device_errors, resolve_device
 from npnet_runtime.manifest import Manifest, ParityRow
 from npnet_runtime.network import NPNet
 from npnet_runtime.networks import Network, network_for
@@ -89,6 +89,7 @@ def check(settings: ExportSettings) -> None:
     check_target(settings.output, force=settings.force, need_bytes=settings.estimated_bytes())
 
 
+@device_errors()
 def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text: None) -> EngineBundle:
     """Build an engine bundle and check it.
 
@@ -104,6 +105,7 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
         ExportError: the engine could not be built.
         ParityError: it does not agree with the float32 network. Nothing is kept.
         BundleError: the output cannot be written.
+        BackendError: too little memory.
     """
     check(settings)
     kind = ENGINES[settings.engine]

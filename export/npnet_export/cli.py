@@ -18,10 +18,12 @@ from rich.console import Console
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
 from npnet_export.cli_options import export_parser, inspect_parser, verify_parser
 from npnet_export.engines import ENGINES
+from npnet_export.fixture import Fixture, FixtureResult, verify_fixture
 from npnet_export.inspection import inspect
+from npnet_export.layers import debug_layers
 from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
-from npnet_export.verification import record, reference_network, verify
+from npnet_export.verification import Verification, record, reference_network, verify
 from npnet_export.weights import WeightsRequest, all_models, get_model
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.errors import NPNetError
@@ -105,15 +107,26 @@ def _verify(arguments: list[str]) -> int:
     options = verify_parser().parse_args(arguments)
     bundle = EngineBundle.open(options.bundle)
     device = resolve_device(options.device)
+    fixture = Fixture.read(options.fixture, bundle.manifest.config) if options.fixture else None
     stages = Stages(quiet=options.quiet)
     stages("loading the weights the bundle was made from")
     network = reference_network(bundle, options.weights, options.random_weights, offline=options.offline)
     stages(f"comparing {options.samples} noises with float32 PyTorch on {device}")
-    found = verify(bundle, network, device, options.samples, options.seed)
-    print(found)
-    found.require()
+    results: list[Verification | FixtureResult] = [
+        fresh := verify(bundle, network, device, options.samples, options.seed)
+    ]
+    print(fresh)
+    if fixture is not None:
+        stages(f"comparing with the fixture {fixture.name}")
+        results.append(verify_fixture(bundle, network, device, fixture))
+        print(results[-1])
+    if options.debug_layers:
+        for report in debug_layers(bundle, network, device, fresh.worst.seed, stages):
+            print(report)
+    for result in results:
+        result.require()
     if options.record:
-        record(bundle, found)
+        record(bundle, tuple(row for result in results for row in result.rows))
         stages(f"recorded in {bundle.path / FILENAME}")
     return 0
 

@@ -20,6 +20,17 @@ examples:
   npnet-export --model hunyuan-dit --engine torch --precision fp16
   npnet-export inspect engines/sdxl                  print a bundle and check its files
   npnet-export verify engines/sdxl --samples 64      compare a bundle with float32 PyTorch again
+  npnet-export verify engines/sdxl --debug-layers    name the first layer at which it diverges
+
+which engine:
+  for a CPU                      onnxruntime in fp32, about twice as fast as the published code; then aoti
+  for GeForce and RTX GPUs       tensorrt-rtx (compute capability 7.5 to 8.9 and 12.x), built anywhere
+                                 with --no-verify
+  for A100, H100, H200, B200     tensorrt, or aoti, built on that kind of GPU (tensorrt-rtx knows no 9.0
+                                 and 10.x)
+  for any GPU, to begin with     torch or onnxruntime
+measured so far: the CPU only (README, Results); TensorRT for RTX was built and inspected; no engine has
+run on a GPU yet
 
 exit status: 0 done, 1 failed (nothing was written) or disagrees, 2 wrong usage, 130 interrupted
 """
@@ -107,6 +118,19 @@ def verify_parser() -> argparse.ArgumentParser:
         "--seed", type=_seed, default=FIRST_SEED, help="of the first noise; default: %(default)s"
     )
     parser.add_argument("--device", help="where the engine runs; default: CUDA if there is any")
+    parser.add_argument(
+        "--fixture",
+        metavar="FILE",
+        type=Path,
+        help="compare also with golden noise of the original implementation: a safetensors file with noise, "
+        "prompt_embeds, golden and the factors U, s, Vh that it found (not for prompt-attention networks)",
+    )
+    parser.add_argument(
+        "--debug-layers",
+        action="store_true",
+        help="look at the layers on the worst of the noises: name the first one that diverges from float32 "
+        "and the first with NaN or infinity. aoti and tensorrt engines are built again for it",
+    )
     parser.add_argument("--record", action="store_true", help="keep the result in the manifest if it agrees")
     parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
     parser.add_argument("--quiet", action="store_true", help="print the result only")

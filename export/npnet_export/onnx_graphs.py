@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ OPSET = 21  # the first at which GroupNormalization is exported whole
 # Constants above this many elements stay as the recipe that makes them (a gather from a small table),
 # which every engine evaluates once when it loads. Folding them here would add 3 MB to each bundle.
 FOLD_LIMIT = 512
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def write_graphs(network: Network, folder: Path) -> None:
@@ -43,6 +46,13 @@ def write_graphs(network: Network, folder: Path) -> None:
         # a batch of 2, because export specialises 0 and 1
         inputs = {tensor: torch.zeros(2, *shape) for tensor, shape in graph.inputs.items()}
         _write(parts[name], inputs, list(graph.outputs), folder / (name + SUFFIX))
+
+
+def graph_bytes(network: Network) -> dict[str, bytes]:
+    """What `write_graphs` writes, by the name of the graph."""
+    with tempfile.TemporaryDirectory(prefix="npnet-onnx-") as folder:
+        write_graphs(network, Path(folder))
+        return {name: (Path(folder) / (name + SUFFIX)).read_bytes() for name in graphs(network.config)}
 
 
 def _write(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
@@ -78,17 +88,27 @@ def _write(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pat
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop stack traces and names of Python objects: they hold this machine's paths."""
+    """Drop stack traces and names of Python objects: they hold this machine's paths. Name nodes by module."""
     from npnet_runtime import __version__
 
     model.producer_name, model.producer_version = "npnet-export", __version__
     del model.metadata_props[:]
     graph = model.graph
     del graph.metadata_props[:]
+    for node in graph.node:
+        module = _module(node)
+        node.name = f"{module}/{node.name}" if module else node.name
     for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         item.doc_string = ""
         del item.metadata_props[:]
     del graph.value_info[:]
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """Path of the module that a node belongs to, as the exporter notes it; empty for the outermost."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = ast.literal_eval(notes.get(SCOPES, "[]"))  # from the outermost module to the node itself
+    return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 @contextmanager

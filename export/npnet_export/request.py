@@ -42,6 +42,15 @@ class BuilderOptions:
             if value not in (None, False, ())
         }
 
+    @classmethod
+    def from_given(cls, given: dict[str, Any]) -> BuilderOptions:
+        """The options that `given` returned."""
+        values: dict[str, Any] = {
+            name[2:].replace("-", "_"): tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
+        return cls(**values)
+
     def require_only(self, allowed: tuple[str, ...], engine: str) -> None:
         """Refuse an option that the engine does not take.
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from npnet_export.errors import ExportError
-from npnet_export.onnx_graphs import write_graphs
+from npnet_export.onnx_graphs import graph_bytes
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
 from npnet_export.tensorrt_cache import read_timing_cache, timing_cache_path, write_timing_cache
 from npnet_export.tensorrt_monitor import new_monitor
 from npnet_runtime.backends.machine import cuda_capabilities, this_platform
-from npnet_runtime.backends.onnxruntime_backend import SUFFIX as ONNX
 from npnet_runtime.backends.tensorrt_module import SUFFIX, import_tensorrt, new_log
-from npnet_runtime.graphs import graphs
 
 BUILD_LOG = "build.log"
 # What TensorRT for RTX builds for if it is not told: every kind of GPU from Ampere on.
@@ -78,14 +74,9 @@ def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
     log = new_log(trt)
     capabilities = targets(engine, request.options, request.device)
     try:
-        with tempfile.TemporaryDirectory(prefix="npnet-onnx-") as folder:
-            write_graphs(request.network, Path(folder))
-            for graph in graphs(request.network.config):
-                name = graph + SUFFIX
-                content = (Path(folder) / (graph + ONNX)).read_bytes()
-                monitor = new_monitor(trt, name, request.stage)
-                work = partial(_build, trt, log, engine, name, content, request, capabilities, monitor)
-                (request.folder / name).write_bytes(_interruptibly(work, monitor))
+        for graph, content in graph_bytes(request.network).items():
+            name = graph + SUFFIX
+            (request.folder / name).write_bytes(build_engine(trt, log, engine, name, content, request))
     finally:
         (request.folder / BUILD_LOG).write_text("\n".join(log.lines) + "\n", encoding="utf-8")
     exact = not request.options.version_compatible
@@ -94,6 +85,28 @@ def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
     del platform["cpu_features"]
     # Engines of TensorRT for RTX are the same for Linux and Windows.
     return Binding({package: condition}, "cuda", capabilities, {} if engine == "tensorrt-rtx" else platform)
+
+
+def build_engine(
+    trt: ModuleType, log: Any, engine: str, name: str, content: bytes, request: BuildRequest
+) -> bytes:
+    """Build one graph.
+
+    Args:
+        trt: the module of the engine.
+        log: of that module, see `new_log`.
+        engine: `tensorrt` or `tensorrt-rtx`.
+        name: of the engine, for stages and errors.
+        content: the serialised ONNX graph.
+        request: its precision and network are those of the graph.
+
+    Raises:
+        ExportError: as in `write_tensorrt`.
+    """
+    capabilities = targets(engine, request.options, request.device)
+    monitor = new_monitor(trt, name, request.stage)
+    work = partial(_build, trt, log, engine, name, content, request, capabilities, monitor)
+    return _interruptibly(work, monitor)
 
 
 def _interruptibly(work: Callable[[], bytes], monitor: Any) -> bytes:

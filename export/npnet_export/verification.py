@@ -157,9 +157,9 @@ def reference_network(
     return network
 
 
-def record(bundle: EngineBundle, found: Verification) -> None:
+def record(bundle: EngineBundle, rows: tuple[ParityRow, ...]) -> None:
     """Replace what the manifest says of parity by what was found, the file whole or not at all."""
-    manifest = replace(bundle.manifest, parity=found.rows, unverified=None)
+    manifest = replace(bundle.manifest, parity=rows, unverified=None)
     with atomic_file(bundle.path / FILENAME) as temporary:
         temporary.write_text(manifest.to_json(), encoding="utf-8")
 

@@ -49,17 +49,12 @@ class AotiBackend:
             return tuple(self._packages[graph].boxed_run([tensor.contiguous() for tensor in inputs]))
 
     def _load(self, bundle: EngineBundle, name: str) -> Any:
-        # `aoti_load_package` wraps this class, imports all of Inductor (seconds), and parses the names of
-        # inputs and outputs at every call.
-        loader = torch._C._aoti.AOTIModelPackageLoader
         content = bundle.read(name)
-        index = -1 if self.device.index is None else self.device.index
         descriptor, path = tempfile.mkstemp(suffix=".pt2")  # readable by this user only
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
-            run_single_threaded, num_runners = True, 1
-            return loader(path, "model", run_single_threaded, num_runners, index)
+            return load_package(path, self.device)
         except RuntimeError as error:
             raise BundleError(
                 f"{bundle.path / name}: AOTInductor cannot load it: {error}; "
@@ -67,3 +62,17 @@ class AotiBackend:
             ) from error
         finally:
             os.unlink(path)
+
+
+def load_package(path: str, device: torch.device) -> Any:
+    """A package, with the method `boxed_run` that takes and gives a list of tensors.
+
+    Raises:
+        RuntimeError: torch cannot load it.
+    """
+    # `aoti_load_package` wraps this class, imports all of Inductor (seconds), and parses the names of
+    # inputs and outputs at every call.
+    loader = torch._C._aoti.AOTIModelPackageLoader
+    index = -1 if device.index is None else device.index
+    run_single_threaded, num_runners = True, 1
+    return loader(path, "model", run_single_threaded, num_runners, index)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from npnet_runtime.devices import cuda_problem
+
 # The distributions that provide a package, the first one found counts.
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -34,12 +36,14 @@ class Machine:
         compute_capability: `"9.0"` of each CUDA device, by its index; empty without CUDA.
         onnxruntime_providers: what ONNX Runtime was built with; empty when it is not installed.
         platform: value of each key of `PLATFORM`.
+        cuda_problem: why torch sees no CUDA device, where it sees none.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
     compute_capability: tuple[str, ...] = ()
     onnxruntime_providers: tuple[str, ...] = ()
     platform: Mapping[str, str] = field(default_factory=dict)
+    cuda_problem: str | None = None
 
     @classmethod
     def detect(cls, engine: str, packages: Iterable[str] = ()) -> Machine:
@@ -55,7 +59,7 @@ class Machine:
             import onnxruntime
 
             providers = tuple(onnxruntime.get_available_providers())
-        return cls(versions, cuda_capabilities(), providers, this_platform())
+        return cls(versions, cuda_capabilities(), providers, this_platform(), cuda_problem())
 
 
 def cuda_capabilities() -> tuple[str, ...]:

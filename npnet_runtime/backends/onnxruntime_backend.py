@@ -38,13 +38,10 @@ class OnnxRuntimeBackend:
     capture_obstacle = "ONNX Runtime runs on a stream of its own, which waits and allocates as it likes"
 
     def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
-        import onnxruntime
-
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # One stream's work is in order only if one thread at a time adds to it.
         self._lock = threading.Lock() if self._stream else nullcontext()
-        self._ort = onnxruntime
         self._graphs = graphs(bundle.manifest.config)
         self._sessions = {
             name: self._session(bundle, name + SUFFIX, graph) for name, graph in self._graphs.items()
@@ -58,23 +55,20 @@ class OnnxRuntimeBackend:
         """See `Backend`."""
         outputs = empty_outputs(self._graphs[graph], inputs[0])
         named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
-        self._run(self._sessions[graph], named, outputs)
+        try:
+            self._run(self._sessions[graph], named, outputs)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise BackendError(
+                f"ONNX Runtime could not run {graph} on a batch of {len(inputs[0])}: {error}\n"
+                f"if it ran out of memory, call with a smaller batch, or build with a smaller --max-batch"
+            ) from error
         return tuple(outputs.values())
 
     def _session(self, bundle: EngineBundle, name: str, graph: Graph) -> Any:
-        content = bundle.read(name)
-        options = self._ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
-        if self._stream is not None:
-            # A node that CUDA cannot run is an error here, not a silent copy to the host.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            cuda = {"device_id": self.device.index, "user_compute_stream": str(self._stream.cuda_stream)}
-            provider = ("CUDAExecutionProvider", cuda)
+        stream = None if self._stream is None else self._stream.cuda_stream
         try:
-            session = self._ort.InferenceSession(content, options, providers=[provider])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            session = new_session(bundle.read(name), self.device, stream)
+        except ValueError as error:
             raise BundleError(f"{bundle.path / name}: ONNX Runtime cannot load it: {error}") from error
         given = [(item.name, item.type) for item in (*session.get_inputs(), *session.get_outputs())]
         if given != [(tensor, "tensor(float)") for tensor in (*graph.inputs, *graph.outputs)]:
@@ -82,15 +76,11 @@ class OnnxRuntimeBackend:
                 f"{bundle.path / name}: expected float inputs {tuple(graph.inputs)} and outputs "
                 f"{tuple(graph.outputs)}, given {given}"
             )
-        wanted = provider if isinstance(provider, str) else provider[0]
-        if session.get_providers()[0] != wanted:
-            raise BackendError(
-                f"ONNX Runtime did not load {wanted} (it offers {', '.join(session.get_providers())}); "
-                f"check that the CUDA and cuDNN libraries match: pip install 'npnet-runtime[gpu]'"
-            )
         return session
 
     def _run(self, session: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        import onnxruntime
+
         binding = session.io_binding()
         tensors = {name: tensor.resolve_neg().contiguous() for name, tensor in inputs.items()}
         index = self.device.index or 0
@@ -103,9 +93,47 @@ class OnnxRuntimeBackend:
                 return
             current = torch.cuda.current_stream(self.device)
             self._stream.wait_stream(current)
-            run_options = self._ort.RunOptions()
+            run_options = onnxruntime.RunOptions()
             run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
             session.run_with_iobinding(binding, run_options)
             current.wait_stream(self._stream)
             for tensor in (*tensors.values(), *outputs.values()):
                 tensor.record_stream(self._stream)
+
+
+def new_session(content: bytes, device: torch.device, stream: int | None = None) -> Any:
+    """A session of ONNX Runtime on a device, and nowhere else.
+
+    Args:
+        content: a serialised graph.
+        device: where to run.
+        stream: handle of the CUDA stream to run on; None for one of the library's own.
+
+    Raises:
+        ValueError: ONNX Runtime cannot load the graph.
+        BackendError: the provider for the device did not load.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
+    if device.type == "cuda":
+        # A node that CUDA cannot run is an error here, not a silent copy to the host.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        cuda: dict[str, Any] = {"device_id": device.index or 0}
+        if stream is not None:
+            cuda["user_compute_stream"] = str(stream)
+        provider = ("CUDAExecutionProvider", cuda)
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=[provider])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ValueError(str(error)) from error
+    wanted = provider if isinstance(provider, str) else provider[0]
+    if session.get_providers()[0] != wanted:
+        raise BackendError(
+            f"ONNX Runtime did not load {wanted} (it offers {', '.join(session.get_providers())}); "
+            f"check that the CUDA and cuDNN libraries match: pip install 'npnet-runtime[gpu]'"
+        )
+    return session

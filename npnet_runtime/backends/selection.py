@@ -143,7 +143,8 @@ def _obstacle(
         return f"expected a device of type cpu or cuda, given {device}"
     count, index = len(machine.compute_capability), device.index or 0
     if device.type == "cuda" and index >= count:
-        return f"{device} does not exist here: torch sees {count} CUDA devices"
+        why = f" ({machine.cuda_problem})" if machine.cuda_problem else ""
+        return f"{device} does not exist here: torch sees {count} CUDA devices{why}"
     if manifest.device not in (None, device.type):
         return f"the bundle is bound to {manifest.device}, given device={str(device)!r}; rebuild it"
     return _platform_obstacle(manifest, machine) or (

@@ -59,7 +59,7 @@ class TensorRTBackend:
         self._engines[graph].run(named, outputs)
         return tuple(outputs.values())
 
-    def _load(self, trt: ModuleType, bundle: EngineBundle, graph: str) -> _Engine:
+    def _load(self, trt: ModuleType, bundle: EngineBundle, graph: str) -> LoadedEngine:
         name = graph + SUFFIX
         engine = self._runtime.deserialize_cuda_engine(bundle.read(name))
         if engine is None:
@@ -68,7 +68,7 @@ class TensorRTBackend:
                 f"{self._log.tail()}\nwrite it again with: {bundle.rebuild_command()}"
             )
         check_profile(bundle, name, engine, self._graphs[graph].inputs)
-        return _Engine(trt, engine, self._log, self.device)
+        return LoadedEngine(trt, engine, self._log, self.device)
 
 
 def check_profile(
@@ -112,7 +112,7 @@ class _Context:
     done: torch.cuda.Event
 
 
-class _Engine:
+class LoadedEngine:
     """An engine and its contexts: one for each call in flight, made when first needed."""
 
     def __init__(self, trt: ModuleType, engine: Any, log: Any, device: torch.device) -> None:
@@ -208,7 +208,7 @@ class _Captured:
     capture_obstacle = None
 
     def __init__(
-        self, device: torch.device, known: Mapping[str, Graph], engines: Mapping[str, _Engine]
+        self, device: torch.device, known: Mapping[str, Graph], engines: Mapping[str, LoadedEngine]
     ) -> None:
         self.device = device
         self._graphs, self._engines = known, engines

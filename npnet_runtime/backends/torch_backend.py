@@ -41,8 +41,8 @@ class TorchBackend:
             network = network_from_state(bundle.manifest.config, state)
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"{bundle.path / WEIGHTS} does not fit the manifest: {error}") from error
-        self._parts = network.to(device).parts()
-        for part in self._parts.values():
+        self.parts = network.to(device).parts()
+        for part in self.parts.values():
             if isinstance(part, PromptHalf):
                 part.freeze()
 
@@ -52,7 +52,7 @@ class TorchBackend:
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        part = self._parts[graph]
+        part = self.parts[graph]
         if isinstance(part, PromptHalf):
             noise, prompt_embeds = inputs
             affine = part.text_affine

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,15 +51,58 @@ def test_half_precision_keeps_its_float32_parts(tmp_path: Path, export_small: Se
     assert GoldenNoise(made, device="cpu")(noise, prompts).isfinite().all()
 
 
+def judge(made: EngineBundle, precision: str) -> None:
+    """The real networks: parity, what the manifest says, and the packages inside."""
+    judged = made.manifest.parity[0]
+    assert judged.tolerance == TOLERANCES[precision][1]
+    assert 0 < judged.value <= judged.tolerance
+    assert (made.manifest.device, made.manifest.platform) == ("cpu", this_platform())
+    weights = sum(made.manifest.files[name].bytes for name in ("prompt_half.pt2", "spectral_head.pt2"))
+    assert 110e6 / (1 if precision == "fp32" else 2) < weights < 180e6
+    for name in made.manifest.files:
+        with zipfile.ZipFile(io.BytesIO(made.read(name))) as package:
+            kinds = {Path(entry).suffix for entry in package.namelist()}
+            assert package.testzip() is None
+            assert {".so", ".json"} <= kinds
+
+
+@pytest.fixture(scope="module")
+def hunyuan(
+    full_size_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Hunyuan-DiT's engine, built by the command, while SDXL's is built here."""
+    folder = tmp_path_factory.mktemp("hunyuan") / "bundle"
+    command = [sys.executable, "-m", "npnet_export", "--model", "hunyuan-dit", "--engine", "aoti", "--quiet"]
+    options = ["--weights", str(full_size_checkpoints["hunyuan-dit"]), "--max-batch", "1", "--device", "cpu"]
+    command += [*options, "--output", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        yield process, folder
+        process.kill()  # where no test waited for it
+
+
+def test_full_size_sdxl(
+    hunyuan: tuple[subprocess.Popen[str], Path], sdxl_bundles: dict[str, EngineBundle]
+) -> None:
+    """With the fixture's weights; against the fixture: `tests/runtime/test_golden.py`, `test_fixture.py`."""
+    judge(sdxl_bundles["aoti-fp32"], "fp32")
+
+
+def test_full_size_hunyuan(hunyuan: tuple[subprocess.Popen[str], Path]) -> None:
+    process, folder = hunyuan
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    judge(EngineBundle.open(folder), "fp32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["sdxl", "hunyuan-dit"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_full_size(model: str, precision: str, tmp_path: Path) -> None:
-    weights = WeightsRequest(MODELS[model], None, 0)
+def test_full_size_for_any_batch(
+    model: str, precision: str, full_size_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    weights = WeightsRequest(MODELS[model], str(full_size_checkpoints[model]))
     made = export(ExportSettings(weights, tmp_path / model, model, "aoti", precision, device="cpu"))
-    judged = made.manifest.parity[0]
-    assert judged.tolerance == TOLERANCES[precision][1]
-    assert judged.value <= judged.tolerance
+    judge(made, precision)
 
 
 def test_loading_imports_no_compiler(bundle: EngineBundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from npnet_export.build import check
 from npnet_export.parity import TOLERANCES, difference
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise, NPNet, checkpoint
-from npnet_runtime.errors import BundleError, CheckpointError, DownloadError
+from npnet_runtime.errors import BackendError, BundleError, CheckpointError, DownloadError
 from npnet_runtime.models import MODELS
 from npnet_runtime.random_weights import random_state
 from support.networks import SHAPES, noise_and_prompts
@@ -164,6 +165,26 @@ class TestRefused:
 
         monkeypatch.setattr("npnet_export.engines.save_file", full)
         with pytest.raises(BundleError, match="No space left on device"):
+            export(export_small(tmp_path / "bundle"))
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("module", ["onnx", "onnxscript"])
+    def test_missing_module(
+        self, module: str, tmp_path: Path, export_small: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ExportError, match=rf"needs {module}: pip install 'npnet-runtime\[export\]'"):
+            export(export_small(tmp_path / "bundle", engine="onnxruntime"))
+        assert not list(tmp_path.iterdir())
+
+    def test_memory_runs_out(
+        self, tmp_path: Path, export_small: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*args: object, **kwargs: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+        monkeypatch.setattr("npnet_export.engines.save_file", full)
+        with pytest.raises(BackendError, match=r"too little memory: .*9 GiB\n.*smaller --max-batch"):
             export(export_small(tmp_path / "bundle"))
         assert not list(tmp_path.iterdir())
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from npnet_export.cli import main
+from npnet_export.engines import ENGINES
 from npnet_export.parity import TOLERANCES
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.models import MODELS
@@ -57,6 +58,16 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in printed
         assert f"{spec.repository}:{spec.filename}" in printed
     assert "onnxruntime" in printed
+
+
+def test_help_and_readme_say_which_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    advice = capsys.readouterr().out.partition("which engine:")[2]
+    readme = (Path(__file__).parents[2] / "README.md").read_text().partition("**Which engine?**")[2]
+    for text in (advice, readme.partition("**Signs.**")[0]):
+        for said in (*ENGINES, "CPU", "GeForce", "7.5 to 8.9 and 12.x", "H200", "--no-verify", "measured"):
+            assert said in text
 
 
 def test_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

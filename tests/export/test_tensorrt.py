@@ -97,9 +97,9 @@ class TestBuilt:
 
 
 @pytest.mark.parametrize("model", ["sdxl", "hunyuan-dit"])
-def test_full_size(model: str, tmp_path: Path) -> None:
-    """The real graphs in fp16: what stays float32, the layers of the engine, no plugin."""
-    weights = WeightsRequest(MODELS[model], None, 0)
+def test_full_size(model: str, full_size_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """The real graphs and the fixture's weights in fp16: what stays float32, the layers, no plugin."""
+    weights = WeightsRequest(MODELS[model], str(full_size_checkpoints[model]))
     made = export(ExportSettings(weights, tmp_path / model, model, precision="fp16", device="cpu", **RTX))
     assert made.manifest.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
     # fp16 weights, and little else
@@ -159,6 +159,26 @@ class TestRefused:
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
         with pytest.raises(ExportError, match=r"given cpu; .*--engine tensorrt-rtx"):
             check(export_small(tmp_path / "b", engine="tensorrt", verify=False))
+
+    def test_builder_that_gives_up(
+        self, tmp_path: Path, export_small: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As when memory runs out: the library logs it and gives no engine."""
+
+        class Builder(trt.Builder):
+            def __init__(self, log: trt.ILogger) -> None:
+                super().__init__(log)
+                self.own_log = log
+
+            def build_serialized_network(self, network: object, config: object) -> None:
+                self.own_log.log(trt.ILogger.Severity.ERROR, "Requested 9 GiB")
+
+        monkeypatch.setattr(trt, "Builder", Builder)
+        with pytest.raises(
+            ExportError, match=r"could not build .*:\n  Requested 9 GiB\n.*smaller --max-batch"
+        ):
+            export(export_small(tmp_path / "bundle", **RTX))
+        assert not list(tmp_path.iterdir())
 
     def test_graph_that_the_parser_refuses(self) -> None:
         log = new_log(trt)

@@ -30,10 +30,13 @@ def reference(network: NPNet, noise: Tensor, prompts: Tensor) -> Tensor:
         return network(noise, prompts, svd(latent_to_matrix(noise.float())))
 
 
+FLOAT32 = ("torch-fp32", "onnxruntime-fp32", "aoti-fp32")
+
+
 class TestFullSize:
     """The acceptance of the whole chain: checkpoint -> export -> bundle -> golden noise."""
 
-    @pytest.mark.parametrize("engine", ["torch-fp32", "onnxruntime-fp32"])
+    @pytest.mark.parametrize("engine", FLOAT32)
     def test_fixture_end_to_end(
         self, engine: str, sdxl_bundles: dict[str, EngineBundle], fixture: dict[str, Tensor]
     ) -> None:
@@ -41,7 +44,7 @@ class TestFullSize:
         given = golden(fixture["noise"], fixture["prompt_embeds"])
         torch.testing.assert_close(given, fixture["golden"], atol=1e-3, rtol=0)
 
-    @pytest.mark.parametrize("engine", ["torch-fp32", "onnxruntime-fp32"])
+    @pytest.mark.parametrize("engine", FLOAT32)
     def test_fixture_with_its_factors(
         self,
         engine: str,
@@ -58,14 +61,13 @@ class TestFullSize:
         given = golden(prepared, fixture["prompt_embeds"])
         torch.testing.assert_close(given, fixture["golden"], atol=5e-5, rtol=0)
 
-    @pytest.mark.parametrize("engine", ["torch-fp32", "onnxruntime-fp32"])
+    @pytest.mark.parametrize("engine", FLOAT32)
     def test_fixture_prompt_half(
         self, engine: str, sdxl_bundles: dict[str, EngineBundle], fixture: dict[str, Tensor]
     ) -> None:
         golden = GoldenNoise(sdxl_bundles[engine].path, device="cpu")
         with torch.inference_mode():
-            inputs = fixture["noise"], fixture["prompt_embeds"]
-            scale_shift, residual = golden._pass._backend.run("prompt_half", *inputs)
+            scale_shift, residual = golden._pass.with_prompt(fixture["noise"], fixture["prompt_embeds"])
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         text = torch.nn.functional.group_norm(fixture["noise"], 1, eps=1e-6) * (1 + scale) + shift
         torch.testing.assert_close(text, fixture["text_embedding"], atol=5e-5, rtol=0)
@@ -90,8 +92,8 @@ class TestFullSize:
 
     def test_sizes(self, sdxl_bundles: dict[str, EngineBundle]) -> None:
         megabytes = {
-            name: sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
-            for name, bundle in sdxl_bundles.items()
+            name: sum(file.stat().st_size for file in sdxl_bundles[name].path.iterdir()) / 1e6
+            for name in ("torch-fp32", "onnxruntime-fp32", "onnxruntime-fp16")
         }
         assert megabytes["torch-fp32"] <= 121
         assert megabytes["onnxruntime-fp32"] <= 121

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from npnet_export.parity import TOLERANCES, difference
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import EngineBundle, GoldenNoise, NPNet, NPNetError
+from npnet_runtime.errors import BackendError
 from npnet_runtime.models import MODELS
 from support.networks import noise_and_prompts
 
@@ -121,3 +125,50 @@ def test_half_inputs(golden: GoldenNoise, inputs: tuple[Tensor, Tensor], dtype: 
     given = golden(noise, prompts)
     assert given.dtype == dtype
     assert given.isfinite().all()
+
+
+def test_too_large_a_batch(golden: GoldenNoise, inputs: tuple[Tensor, Tensor]) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    noise, prompts = inputs
+    hold = torch.empty(max(0, free - (200 << 20)), dtype=torch.uint8, device="cuda")
+    many = noise[:1].expand(2000, -1, -1, -1)
+    with pytest.raises(BackendError, match="memory"):
+        golden(many, prompts[:1])
+    del hold
+    torch.cuda.empty_cache()
+    assert golden(noise, prompts).isfinite().all()
+
+
+def test_stream_that_was_destroyed(bundles: dict) -> None:
+    """In a process of its own: what CUDA says of it may end all further work there."""
+    script = """
+import sys, torch, npnet_runtime
+golden = npnet_runtime.GoldenNoise(sys.argv[1], device="cuda", cuda_graphs=False)
+config = golden.bundle.manifest.config
+noise, prompt = (torch.randn(1, *s, device="cuda") for s in (config.latent_shape, config.text_shape))
+handle = torch.zeros(1, dtype=torch.int64)
+cudart = torch.cuda.cudart()
+assert int(cudart.cudaStreamCreate(handle.data_ptr())) == 0
+stream = torch.cuda.ExternalStream(handle.item())
+assert int(cudart.cudaStreamDestroy(handle.item())) == 0
+try:
+    with torch.cuda.stream(stream):
+        golden(noise, prompt)
+except npnet_runtime.NPNetError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(bundles["torch", "fp32"].path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "destroyed?" in result.stdout, result.stderr
+
+
+def test_fork_after_cuda_was_initialised(bundles: dict) -> None:
+    torch.cuda.init()
+    child = os.fork()
+    if child == 0:
+        try:
+            GoldenNoise(bundles["torch", "fp32"])
+        except BackendError as error:
+            os._exit(0 if "'spawn'" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from npnet_runtime.backends import tensorrt_backend
-from npnet_runtime.backends.tensorrt_backend import MAX_CONTEXTS, _Captured, _Engine
+from npnet_runtime.backends.tensorrt_backend import MAX_CONTEXTS, LoadedEngine, _Captured
 from npnet_runtime.errors import BackendError
 from npnet_runtime.graphs import Graph
 
@@ -85,16 +85,16 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 
 @pytest.fixture
-def engine(cuda: Cuda) -> _Engine:
+def engine(cuda: Cuda) -> LoadedEngine:
     log = SimpleNamespace(tail=lambda: "  what the library said")
-    return _Engine(SimpleNamespace(__name__="tensorrt"), cuda, log, DEVICE)  # type: ignore[arg-type]
+    return LoadedEngine(SimpleNamespace(__name__="tensorrt"), cuda, log, DEVICE)  # type: ignore[arg-type]
 
 
-def run(engine: _Engine, batch: int = 1) -> None:
+def run(engine: LoadedEngine, batch: int = 1) -> None:
     engine.run({"x": torch.zeros(batch, 2)}, {"y": torch.empty(batch, 2)})
 
 
-def test_one_context_until_two_are_needed(engine: _Engine, cuda: Cuda) -> None:
+def test_one_context_until_two_are_needed(engine: LoadedEngine, cuda: Cuda) -> None:
     for _ in range(5):
         run(engine)
     assert len(cuda.contexts) == 1
@@ -102,7 +102,7 @@ def test_one_context_until_two_are_needed(engine: _Engine, cuda: Cuda) -> None:
     assert cuda.contexts[0].runs == [cuda.current.cuda_stream] * 5
 
 
-def test_never_more_contexts_than_allowed(engine: _Engine, cuda: Cuda, monkeypatch) -> None:
+def test_never_more_contexts_than_allowed(engine: LoadedEngine, cuda: Cuda, monkeypatch) -> None:
     together = threading.Barrier(MAX_CONTEXTS)
 
     def wait(context: Context, stream: int) -> bool:
@@ -115,7 +115,7 @@ def test_never_more_contexts_than_allowed(engine: _Engine, cuda: Cuda, monkeypat
     assert len(cuda.contexts) == MAX_CONTEXTS
 
 
-def test_a_context_waits_for_its_last_run_on_another_stream(engine: _Engine, cuda: Cuda) -> None:
+def test_a_context_waits_for_its_last_run_on_another_stream(engine: LoadedEngine, cuda: Cuda) -> None:
     run(engine)
     first, cuda.current = cuda.current, Stream()
     run(engine)
@@ -125,7 +125,7 @@ def test_a_context_waits_for_its_last_run_on_another_stream(engine: _Engine, cud
     assert cuda.contexts[0].runs == [first.cuda_stream, *[cuda.current.cuda_stream] * 2]
 
 
-def test_leaves_the_default_stream(engine: _Engine, cuda: Cuda) -> None:
+def test_leaves_the_default_stream(engine: LoadedEngine, cuda: Cuda) -> None:
     cuda.current = cuda.default
     run(engine)
     (own,) = cuda.default.waited
@@ -134,7 +134,7 @@ def test_leaves_the_default_stream(engine: _Engine, cuda: Cuda) -> None:
     assert cuda.contexts[0].runs == [own.cuda_stream]
 
 
-def test_batch_that_the_profile_does_not_cover(engine: _Engine, cuda: Cuda) -> None:
+def test_batch_that_the_profile_does_not_cover(engine: LoadedEngine, cuda: Cuda) -> None:
     with pytest.raises(BackendError, match=r"tensorrt: x: no profile for the shape \(4, 2\):\n  what the"):
         run(engine, batch=4)
     run(engine)
@@ -142,7 +142,7 @@ def test_batch_that_the_profile_does_not_cover(engine: _Engine, cuda: Cuda) -> N
     assert cuda.synchronized.is_set()  # and was given up when nothing ran in it any more
 
 
-def test_failed_run(engine: _Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run(engine: LoadedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "execute_async_v3", lambda context, stream: False)
     for _ in range(2 * MAX_CONTEXTS):  # errors do not use up the turns
         with pytest.raises(BackendError, match=r"could not be queued:\n  what the library said"):
@@ -153,17 +153,17 @@ def test_too_little_memory(cuda: Cuda) -> None:
     cuda.refuse = True
     log = SimpleNamespace(tail=lambda: "  out of memory")
     with pytest.raises(BackendError, match=r"free GPU memory, or build with a smaller --max-batch:\n  out"):
-        _Engine(SimpleNamespace(__name__="tensorrt"), cuda, log, DEVICE)  # type: ignore[arg-type]
+        LoadedEngine(SimpleNamespace(__name__="tensorrt"), cuda, log, DEVICE)  # type: ignore[arg-type]
 
 
 class TestForCapture:
     """What a CUDA graph is to hold: one context for each engine, the current stream, no events."""
 
     @pytest.fixture
-    def captured(self, engine: _Engine) -> _Captured:
+    def captured(self, engine: LoadedEngine) -> _Captured:
         return _Captured(DEVICE, {"g": Graph({"x": (2,)}, {"y": (2,)})}, {"g": engine})
 
-    def test_one_context_of_its_own(self, captured: _Captured, engine: _Engine, cuda: Cuda) -> None:
+    def test_one_context_of_its_own(self, captured: _Captured, engine: LoadedEngine, cuda: Cuda) -> None:
         x = torch.zeros(3, 2)
         (y,) = [captured.run("g", x) for _ in range(3)][-1]
         assert not cuda.current.waited  # an event from outside would end the capture
