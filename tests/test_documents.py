@@ -84,17 +84,22 @@ def test_results_are_those_committed() -> None:
 
 
 def test_the_study_is_the_one_committed() -> None:
-    """Every share of the README's table of the study stands in its JSON."""
-    study = json.loads((ROOT / "training" / "results" / "study.json").read_text())
+    """Every row of the README's table of the study stands in its JSON."""
+    study = json.loads((ROOT / "training" / "results" / "study.json").read_text())["conditions"]
     text = (ROOT / "README.md").read_text()
-    found = re.findall(r"\| (main|weaker) \| .* \*\*([\d.]+) %\*\* \| (\S*)", text)
+    found = re.findall(r"\| (main|weaker) \| .* \*\*([\d.]+) %\*\* \| (\S*).* \| ([\d.]*) \|", text)
     assert len(found) >= 8
-    conditions = {"main": "base", "weaker": "weaker model"}
-    for model, share, points in found:
-        rows = study["conditions"][conditions[model]]["rows"]
+    conditions = {
+        "main": ("base", "diversity"),
+        "weaker": ("weaker model", "diversity of the weaker model"),
+    }
+    for model, share, points, variety in found:
+        base, diversity = conditions[model]
+        varieties = {row["arm"]: f"{row['diversity']:.3f}" for row in study[diversity]["rows"]}
         assert any(
             f"{100 * row['strict']:.1f}" == share
             and points
             == (f"{100 * row['against_plain']['difference']:+.1f}" if row["arm"] != "plain" else "")
-            for row in rows
-        ), (model, share, points)
+            and variety in ("", varieties.get(row["arm"]))
+            for row in study[base]["rows"]
+        ), (model, share, points, variety)
