@@ -70,6 +70,9 @@ def test_workers_read_a_url(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     with context.Pool(2) as pool:
         batches = pool.map(pairs.batch, [[0, 13], [19, 4]])
+        # Not left to terminate: a SIGTERM can be lost where another library has set a handler for it.
+        pool.close()
+        pool.join()
     assert (torch.cat([batch.target for batch in batches]) == target[[0, 13, 19, 4]].float()).all()
     with pytest.raises(DatasetError, match=r"memory://bucket/none: expected a dataset of noise pairs"):
         PairDataset.open(["memory://bucket/none"])
