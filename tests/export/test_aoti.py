@@ -137,11 +137,12 @@ def test_listed_but_no_package(bundle: EngineBundle, tmp_path: Path, content: by
         GoldenNoise(tmp_path / "b", device="cpu")
 
 
-def test_no_compiler(tmp_path: Path, export_small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(tmp_path: Path, export_small: Settings) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ExportError, match=r"spectral_head.pt2.*\n.*C\+\+ compiler: apt install g\+\+"):
+    wanted = r"spectral_head.pt2.*\n.*C\+\+ compiler: apt install g\+\+"
+    # Not by monkeypatch: it would leave the configuration without the entry.
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ExportError, match=wanted):
         export(export_small(tmp_path / "bundle", engine="aoti"))
     assert not list(tmp_path.iterdir())
 
