@@ -129,7 +129,8 @@ def verify_parser() -> argparse.ArgumentParser:
         "--debug-layers",
         action="store_true",
         help="look at the layers on the worst of the noises: name the first one that diverges from float32 "
-        "and the first with NaN or infinity. aoti and tensorrt engines are built again for it",
+        "and the first with NaN or infinity. aoti and tensorrt engines are built again for it; onnxruntime "
+        "and tensorrt are compared with a float32 ONNX graph, so that an error of the exporter is not found",
     )
     parser.add_argument("--record", action="store_true", help="keep the result in the manifest if it agrees")
     parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
