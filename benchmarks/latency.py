@@ -38,8 +38,9 @@ from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import GoldenNoise, NPNet, NPNetError, checkpoint
-from npnet_runtime.golden import SIGNS, resolve_device
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.models import MODELS, get_model
+from npnet_runtime.passes import SIGNS
 
 BASELINE = "published, eager float32"
 STAGES = ("svd", "spectral half", "prompt half", "critical path", "end to end")

@@ -30,7 +30,7 @@ from harness import environment, interleave, synchronize, write_json
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import GoldenNoise, checkpoint
-from npnet_runtime.golden import resolve_device
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.networks import network_from_state
 from npnet_runtime.random_weights import random_state
 from pipeline_models import SIZES, random_sdxl

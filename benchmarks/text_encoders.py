@@ -6,11 +6,8 @@ same time. Tokenising is left out. Without guidance's empty prompt: that pipelin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 TOKENS = 77
@@ -37,8 +34,9 @@ class TextEncoders:
     ) -> None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         large, big_g = configs
-        with device, _default(dtype):
-            self.encoders = [CLIPTextModel(large).eval(), CLIPTextModelWithProjection(big_g).eval()]
+        with device:
+            models: tuple[nn.Module, ...] = (CLIPTextModel(large), CLIPTextModelWithProjection(big_g))
+        self.encoders = [model.to(dtype).eval() for model in models]
         self.ids = torch.randint(0, min(config.vocab_size for config in configs), (1, TOKENS), device=device)
 
     @torch.no_grad()
@@ -46,14 +44,3 @@ class TextEncoders:
         """Embeddings of one prompt (1, 77, 2048) float32: the last hidden states but one, side by side."""
         found = [encoder(self.ids, output_hidden_states=True).hidden_states[-2] for encoder in self.encoders]
         return torch.cat(found, dim=-1).float()
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    """New parameters are of that dtype, so that 3.3 GB in float32 need not be made first."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

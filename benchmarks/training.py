@@ -34,7 +34,7 @@ from baseline import PublishedNPNet
 from harness import environment, interleave, write_json
 from npnet_kernels import SVD
 from npnet_runtime.config import NPNetConfig
-from npnet_runtime.golden import resolve_device
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.models import MODELS, get_model
 from npnet_runtime.networks import Network, network_for
 from npnet_runtime.prompt_attention import PromptAttentionConfig, default_channels

@@ -26,8 +26,9 @@ from npnet_export.stages import Stages
 from npnet_export.verification import Verification, record, reference_network, verify
 from npnet_export.weights import WeightsRequest, all_models, get_model
 from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
-from npnet_runtime.golden import resolve_device
+from npnet_runtime.interruption import handling
 from npnet_runtime.manifest import FILENAME
 from npnet_runtime.models import ModelSpec
 
@@ -67,15 +68,8 @@ def _interruptible() -> Iterator[threading.Event]:
         interrupted.set()
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+    with handling(interrupt, signal.SIGINT, signal.SIGTERM):
         yield interrupted
-        return
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _export(arguments: list[str]) -> int:

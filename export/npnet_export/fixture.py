@@ -18,11 +18,11 @@ from torch import Tensor
 
 from npnet_export.errors import ExportError, ParityError
 from npnet_export.parity import TOLERANCES, difference
+from npnet_export.verification import described, golden_or_nan
 from npnet_kernels import SVD
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.config import NPNetConfig
-from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.manifest import ParityRow
 from npnet_runtime.networks import Network, NetworkConfig
@@ -127,11 +127,7 @@ class FixtureResult:
         )
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{row.inputs}: {row.quantity}: {row.statistic} {row.value:.6g}"
-            + (f" (tolerance {row.tolerance:g})" if row.tolerance is not None else "")
-            for row in self.rows
-        )
+        return "\n".join(f"{row.inputs}: {described(row)}" for row in self.rows)
 
 
 def verify_fixture(
@@ -157,8 +153,9 @@ def verify_fixture(
         ("max_abs", "float32 network", exact, None),
     ]
     if factors:
+        whole = golden_or_nan(GoldenNoise(bundle, device=device), fixture.noise, fixture.prompt_embeds)
         quantity = f"golden, own SVD and signs {bundle.manifest.signs}"
-        found.append(("max_abs", quantity, _whole(bundle, device, fixture), None))
+        found.append(("max_abs", quantity, whole, None))
     return FixtureResult(
         tuple(
             ParityRow(
@@ -178,11 +175,3 @@ def _with_its_factors(bundle: EngineBundle, device: torch.device, fixture: Fixtu
         if isinstance(steps, NPNetPass) and fixture.factors is not None:
             early = steps.spectral_half(noise, SVD(*(factor.to(device) for factor in fixture.factors)))
         return steps.finish(early, noise, *steps.with_prompt(noise, prompt_embeds)).cpu()
-
-
-def _whole(bundle: EngineBundle, device: torch.device, fixture: Fixture) -> Tensor:
-    try:
-        golden = GoldenNoise(bundle, device=device)
-        return golden(fixture.noise.to(device), fixture.prompt_embeds.to(device)).cpu()
-    except InputError:  # the inputs are sound: the engine gave NaN or infinity
-        return torch.full_like(fixture.golden, torch.nan)

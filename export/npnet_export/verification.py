@@ -86,11 +86,7 @@ class Verification:
             )
 
     def __str__(self) -> str:
-        lines = [
-            f"{row.quantity}: {row.statistic} {row.value:.6g}"
-            + (f" (tolerance {row.tolerance:g})" if row.tolerance is not None else "")
-            for row in self.rows
-        ]
+        lines = [described(row) for row in self.rows]
         lines.append(f"worst: seed {self.worst.seed}, max_abs {self.worst.max_abs:.3g}")
         broken = [str(sample.seed) for sample in self.samples if not sample.finite]
         if broken:
@@ -118,7 +114,7 @@ def verify(
     for seed in range(first_seed, first_seed + samples):
         noise, prompt_embeds = fresh_inputs(network, 1, seed)
         expected = reference(network, noise, prompt_embeds, "lapack", bundle.manifest.signs)
-        found.append(_compare(seed, _run(golden, noise, prompt_embeds, device), expected))
+        found.append(_compare(seed, golden_or_nan(golden, noise, prompt_embeds), expected))
     return Verification(tuple(found), *TOLERANCES[bundle.manifest.precision])
 
 
@@ -164,9 +160,16 @@ def record(bundle: EngineBundle, rows: tuple[ParityRow, ...]) -> None:
         temporary.write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _run(golden: GoldenNoise, noise: Tensor, prompt_embeds: Tensor, device: torch.device) -> Tensor:
+def described(row: ParityRow) -> str:
+    """What was compared, and how far it is off."""
+    tolerance = "" if row.tolerance is None else f" (tolerance {row.tolerance:g})"
+    return f"{row.quantity}: {row.statistic} {row.value:.6g}{tolerance}"
+
+
+def golden_or_nan(golden: GoldenNoise, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
+    """Golden noise of sound inputs, on the CPU; all NaN where the engine gives NaN or infinity."""
     try:
-        return golden(noise.to(device), prompt_embeds.to(device)).cpu()
+        return golden(noise.to(golden.device), prompt_embeds.to(golden.device)).cpu()
     except InputError:  # the inputs are sound: the engine gave NaN or infinity
         return torch.full_like(noise, torch.nan)
 

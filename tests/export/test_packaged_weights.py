@@ -16,6 +16,7 @@ from npnet_runtime.errors import PackagedError
 from npnet_runtime.files import sha256
 from npnet_runtime.packaged import LISTING, PACKAGED, check_files
 from npnet_runtime.random_weights import random_state
+from support.damage import alter
 from support.networks import SMALL_ATTENTION
 
 QUICK = ["--engine", "torch", "--device", "cpu", "--quiet"]
@@ -65,9 +66,7 @@ def test_altered_weights_are_not_read(
     carrier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = carrier / "assets" / "golden.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    alter(weights)
     for name in ("read", "own_config"):
         monkeypatch.setattr(checkpoint, name, lambda *_: pytest.fail("read before it was checked"))
     assert main(["--model", "shapes", "--output", str(tmp_path / "bundle"), *QUICK]) == 1

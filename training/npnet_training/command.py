@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from npnet_runtime.errors import NPNetError
+from npnet_runtime.interruption import handling
 from npnet_training.settings import S, parse
 
 
@@ -35,7 +34,8 @@ def run(
         That status, 2 after an error, 130 if it was interrupted, by Ctrl-C or SIGTERM.
     """
     try:
-        with _terminable():
+        # SIGTERM unwinds as Ctrl-C does, so that nothing temporary is left behind.
+        with handling(signal.default_int_handler, signal.SIGTERM):
             settings = parse(cls, prog, arguments, epilog=epilog)
             print(settings.to_yaml(), file=sys.stderr)
             return work(settings)
@@ -45,16 +45,3 @@ def run(
     except KeyboardInterrupt:
         print(f"stopped; {stopped}", file=sys.stderr)
         return 130
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that nothing temporary is left behind."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)

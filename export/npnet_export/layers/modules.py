@@ -114,7 +114,8 @@ def aoti_layers(bundle: EngineBundle, network: Network, device: torch.device) ->
     parts = in_precision(network, manifest.precision).to(device).parts()
 
     def layers(graph: str, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
-        shapes = tuple(graphs(network.config)[graph].inputs.values())
+        wanted = graphs(network.config)[graph]
+        shapes = tuple(wanted.inputs.values())
         module = Recorded(parts[graph]).eval()
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with own_cache(), current, tempfile.TemporaryDirectory(prefix="npnet-layers-") as folder:
@@ -124,9 +125,9 @@ def aoti_layers(bundle: EngineBundle, network: Network, device: torch.device) ->
             package = load_package(str(path), device)
             found = package.boxed_run([tensor.to(device).contiguous() for tensor in inputs])
         expected = _reference(network, graph, inputs)
-        count = len(graphs(network.config)[graph].outputs)
+        count = len(wanted.outputs)
         given = Record()
-        names = [name for name in expected if name not in graphs(network.config)[graph].outputs]
+        names = [name for name in expected if name not in wanted.outputs]
         for name, tensor in zip(names, found[count:], strict=True):
             given.add(name, expected[name][0], tensor)
         _add_outputs(given, network, graph, tuple(found[:count]))

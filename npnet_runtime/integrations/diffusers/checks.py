@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import PipelineError
-from npnet_runtime.golden import resolve_device
 from npnet_runtime.networks import NetworkConfig
 
 # What diffusers' text-to-image pipelines copy from one another. Where it differs, the latents are made

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from npnet_runtime.golden import resolve_device
+from npnet_runtime.devices import resolve_device
 
 
 class Draw:

@@ -23,6 +23,7 @@ from npnet_training.sampling import draw_noise
 from npnet_training.shapes.assets import load_pipeline
 from npnet_training.shapes.grammar import Facts, prompts
 from npnet_training.shapes.verify import verify
+from support.damage import alter
 
 COUNT = 5
 QUICK = ["--steps", "2", "--batch", "3", "--pictures", "3", "--resamples", "200", "--engine", "torch"]
@@ -234,9 +235,7 @@ def test_weights_are_checked(
     shutil.copytree(model, folder)
     weights = folder / "golden" / "prompt-attention.safetensors"
     if damage == "altered":
-        content = bytearray(weights.read_bytes())
-        content[-1] ^= 1
-        weights.write_bytes(content)
+        alter(weights)
     elif damage == "missing":
         weights.unlink()
     else:

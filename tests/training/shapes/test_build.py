@@ -17,6 +17,7 @@ from npnet_training.shapes.data import draw_scenes, rows_of
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.networks import TOKENS, WIDTH, WORDS, make_tokenizer
 from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, train_decoder
+from support.damage import alter
 
 pytest.importorskip("diffusers")
 
@@ -116,9 +117,7 @@ def test_damage_is_found_before_anything_is_opened(built: Path, tmp_path: Path, 
     shutil.copytree(built, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     if damage == "altered":
-        content = bytearray(weights.read_bytes())
-        content[-1] ^= 1
-        weights.write_bytes(content)
+        alter(weights)
     elif damage == "missing":
         weights.unlink()
     else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from npnet_training.demo.drawing import GOLDEN, PLAIN
 from npnet_training.demo.summary import STRICT
+from npnet_training.evaluation.statistics import in_points
 
 COST = {PLAIN: 1, GOLDEN: 1, "best-of-2": 2}  # images made for each that is judged
 
@@ -67,12 +68,7 @@ def _strict(denoisers: Mapping[str, Any]) -> Table:
 def _against(found: Mapping[str, Any]) -> tuple[str, str, str]:
     if "difference" not in found:
         return "", "", ""
-    return _points(found), f"{found['wins']}/{found['ties']}/{found['losses']}", f"{found['p']:.1g}"
-
-
-def _points(found: Mapping[str, Any]) -> str:
-    difference, low, high = (100 * found[key] for key in ("difference", "low", "high"))
-    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    return in_points(found), f"{found['wins']}/{found['ties']}/{found['losses']}", f"{found['p']:.1g}"
 
 
 def _facts(denoisers: Mapping[str, Any]) -> Table:
@@ -81,7 +77,7 @@ def _facts(denoisers: Mapping[str, Any]) -> Table:
         plain, golden = entry["arms"][PLAIN], entry["arms"][GOLDEN]
         rows += [
             (name, kind, f"{100 * plain[kind]['rate']:.1f} %", f"{100 * golden[kind]['rate']:.1f} %",
-             _points(golden[kind]))
+             in_points(golden[kind]))
             for kind in plain if kind != STRICT
         ]  # fmt: skip
     header = ("model", "fact", PLAIN, GOLDEN, "points (95 %)")

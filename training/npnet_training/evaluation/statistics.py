@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,12 @@ class Paired:
     def winning_rate(self) -> float:
         """Share of pairs won, the paper's measure; a tie counts as lost."""
         return self.wins / self.pairs
+
+
+def in_points(found: Mapping[str, Any]) -> str:
+    """The difference of two shares in percentage points, with its interval; from the fields of `Paired`."""
+    difference, low, high = (100 * found[key] for key in ("difference", "low", "high"))
+    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def paired(

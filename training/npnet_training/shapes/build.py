@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.files import atomic_directory, atomic_file
-from npnet_runtime.golden import resolve_device
 from npnet_training.command import run
 from npnet_training.errors import TrainError
 from npnet_training.sampling import RedenoiseSettings, redenoise

@@ -7,6 +7,7 @@ from typing import Any
 
 from npnet_runtime.files import atomic_file
 from npnet_training.evaluation.arms import PLAIN
+from npnet_training.evaluation.statistics import in_points
 
 TABLE, FIGURE = "study.md", "study.png"
 
@@ -46,7 +47,7 @@ def _line(row: dict[str, Any]) -> str:
     difference = duels = diversity = ""
     if row["arm"] != PLAIN:
         found = row["against_plain"]
-        difference = f"{_points(found)} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+        difference = in_points(found)
         duels = f"{found['wins']} / {found['ties']} / {found['losses']}"
     if "diversity" in row:
         diversity = f"{row['diversity']:.3f}"
@@ -54,10 +55,6 @@ def _line(row: dict[str, Any]) -> str:
         f"| {row['arm']} | {100 * row['strict']:.1f} % | {difference} | {duels} | {diversity} | "
         f"{row['noise']['change']:.2f} |"
     )
-
-
-def _points(found: dict[str, Any]) -> str:
-    return f"{100 * found['difference']:+.1f}"
 
 
 def _draw(document: dict[str, Any], path: Path) -> None:
