@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPPING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+"""Signals beside Ctrl-C that ask a command to stop: from a scheduler, and from a terminal that is closed."""
+
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
     """Handle signals so; on any thread but the main one, which alone may set handlers, change nothing.
+
+    A signal that the process was started to ignore, as `nohup` does, stays ignored.
 
     Args:
         handler: as `signal.signal` takes it.
@@ -20,7 +25,8 @@ def handling(handler: Callable[[int, FrameType | None], object], *numbers: signa
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in numbers}
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:

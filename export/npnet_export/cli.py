@@ -28,7 +28,7 @@ from npnet_export.weights import WeightsRequest, all_models, get_model
 from npnet_runtime.bundle import EngineBundle
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
-from npnet_runtime.interruption import handling
+from npnet_runtime.interruption import STOPPING, handling
 from npnet_runtime.manifest import FILENAME
 from npnet_runtime.models import ModelSpec
 
@@ -61,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Let Ctrl-C and SIGTERM unwind, so that the temporary folder is removed, and remember that they came."""
+    """Let Ctrl-C and `STOPPING` unwind, so that the temporary folder is removed, and remember that."""
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         interrupted.set()
         raise KeyboardInterrupt
 
-    with handling(interrupt, signal.SIGINT, signal.SIGTERM):
+    with handling(interrupt, signal.SIGINT, *STOPPING):
         yield interrupted
 
 

@@ -8,18 +8,33 @@ import threading
 
 import pytest
 
-from npnet_runtime.interruption import handling
+from npnet_runtime.interruption import STOPPING, handling
 
 
-def test_handles_and_gives_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), handling(signal.default_int_handler, signal.SIGTERM):
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", STOPPING)
+def test_handles_and_gives_back(number: signal.Signals) -> None:
+    found = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), handling(signal.default_int_handler, *STOPPING):
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, found or signal.SIG_DFL)
+
+
+def test_ignored_stays_ignored() -> None:
+    found = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handling(signal.default_int_handler, *STOPPING):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, found or signal.SIG_DFL)
 
 
 def test_one_set_outside_python_becomes_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     placed = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: placed.append(handler))
     with handling(signal.default_int_handler, signal.SIGTERM):
         pass

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from npnet_runtime.errors import NPNetError
-from npnet_runtime.interruption import handling
+from npnet_runtime.interruption import STOPPING, handling
 from npnet_training.settings import S, parse
 
 
@@ -31,11 +31,11 @@ def run(
         stopped: what is said of an interruption.
 
     Returns:
-        That status, 2 after an error, 130 if it was interrupted, by Ctrl-C or SIGTERM.
+        That status, 2 after an error, 130 if it was interrupted, by Ctrl-C, SIGTERM or SIGHUP.
     """
     try:
-        # SIGTERM unwinds as Ctrl-C does, so that nothing temporary is left behind.
-        with handling(signal.default_int_handler, signal.SIGTERM):
+        # SIGTERM and a closed terminal unwind as Ctrl-C does, so that nothing temporary is left behind.
+        with handling(signal.default_int_handler, *STOPPING):
             settings = parse(cls, prog, arguments, epilog=epilog)
             print(settings.to_yaml(), file=sys.stderr)
             return work(settings)

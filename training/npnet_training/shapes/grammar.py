@@ -73,6 +73,9 @@ class Facts:
             ShapesError: it is outside the grammar.
         """
         words = prompt.lower().replace("left of", "left-of").replace("right of", "right-of").split()
+        known = {"a", *COLOURS, *SHAPES, *(relation.replace(" ", "-") for relation in RELATIONS)}
+        if strange := [word.replace("-", " ") for word in words if word not in known]:
+            raise _outside(prompt, f"the word '{strange[0]}'")
         if len(words) % 4 != 3 or len(words) > 4 * MAX_OBJECTS - 1:
             raise _outside(prompt, f"{len(words)} words")
         things, relations = [], []
