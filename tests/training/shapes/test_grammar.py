@@ -22,7 +22,8 @@ def test_parses_objects_and_relations() -> None:
     ("prompt", "found"),
     [
         ("", "0 words"),
-        ("a photograph of a dog", "words"),
+        ("a photograph of a dog", "the word 'photograph'"),
+        ("a red circle a", "4 words"),
         ("a pink circle", "'a pink circle'"),
         ("the red circle", "'the red circle'"),
         ("a red circle near a blue square", "words|relation"),

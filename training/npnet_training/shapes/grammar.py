@@ -22,6 +22,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle", "cross")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)
+_WORDS = {"a", *COLOURS, *SHAPES, *(relation.replace(" ", "-") for relation in RELATIONS)}
 MAX_OBJECTS = 3
 HELD_OUT_SHARE = 0.2
 Split = Literal["train", "held-out"]
@@ -73,11 +74,9 @@ class Facts:
             ShapesError: it is outside the grammar.
         """
         words = prompt.lower().replace("left of", "left-of").replace("right of", "right-of").split()
-        known = {"a", *COLOURS, *SHAPES, *(relation.replace(" ", "-") for relation in RELATIONS)}
-        if strange := [word.replace("-", " ") for word in words if word not in known]:
-            raise _outside(prompt, f"the word '{strange[0]}'")
         if len(words) % 4 != 3 or len(words) > 4 * MAX_OBJECTS - 1:
-            raise _outside(prompt, f"{len(words)} words")
+            strange = [word for word in words if word not in _WORDS]
+            raise _outside(prompt, f"the word '{strange[0]}'" if strange else f"{len(words)} words")
         things, relations = [], []
         for place in range(0, len(words), 4):
             article, colour, shape = words[place : place + 3]
