@@ -47,7 +47,7 @@ CONDITIONS = {
         Condition("DPM-Solver++ 5 steps", "shapes", _at(5, 1.0, "dpm++")),
         Condition("Euler", "shapes", _at(10, 1.0, "euler"), "short"),
         Condition("weaker model", "shapes-weak", _at(10, 1.0)),
-        Condition("diversity of the weaker model", "shapes-weak", _at(10, 1.0), "short", seeds=4),
+        Condition("diversity of the weaker model", "shapes-weak", _at(10, 1.0), seeds=4),
         Condition("weaker model at guidance 3", "shapes-weak", _at(10, 3.0), "short"),
         Condition("few-step model", "few-step", _at(2, 1.0)),
     )
