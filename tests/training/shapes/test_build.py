@@ -52,6 +52,8 @@ def test_pipeline_makes_images_and_is_a_diffusers_folder(built: Path) -> None:
 
     ordinary = DiffusionPipeline.from_pretrained(built, local_files_only=True)
     assert ordinary.scheduler.config.timestep_spacing == "trailing"
+    for config in built.rglob("config.json"):
+        assert str(built.parent) not in config.read_text()
 
 
 def test_weak_is_another_denoiser_with_the_same_rest(built: Path) -> None:

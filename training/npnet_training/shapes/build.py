@@ -237,6 +237,9 @@ def _save(part: Any, folder: Path) -> None:
     """In half precision, whole or not at all."""
     with atomic_directory(folder, replace=True) as temporary:
         copy.deepcopy(part).cpu().half().save_pretrained(temporary, safe_serialization=True)
+        config = json.loads((temporary / "config.json").read_text())
+        config.pop("_name_or_path", None)  # the work folder, so that any output gives the same bytes
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _write_index(pipe: Any, folder: Path) -> None:
