@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,35 @@ from npnet_runtime.networks import network_from_state
 from npnet_runtime.random_weights import random_state
 from support.networks import DATA, SMALL, parity_draw, parity_state
 from support.published_files import write_pth
+
+WORKERS = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core, up to `WORKERS`; one for tests on the GPU, which share it."""
+    on_gpu = "gpu" in config.option.markexpr.replace("not gpu", "")
+    return 0 if on_gpu else min(_cores(), WORKERS)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores between the processes: threads that wait for one another's core are slower than one."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if count > 1:
+        threads = max(1, _cores() // count)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands that tests start
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a folder's tests, and those of full-size engines, in one process: what they share is made once."""
+    for item in items:
+        full_size = "sdxl_bundles" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("full-size" if full_size else str(item.path.parent)))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.fixture(autouse=True)

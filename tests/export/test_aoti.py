@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,32 +66,15 @@ def judge(made: EngineBundle, precision: str) -> None:
             assert {".so", ".json"} <= kinds
 
 
-@pytest.fixture(scope="module")
-def hunyuan(
-    full_size_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Hunyuan-DiT's engine, built by the command, while SDXL's is built here."""
-    folder = tmp_path_factory.mktemp("hunyuan") / "bundle"
-    command = [sys.executable, "-m", "npnet_export", "--model", "hunyuan-dit", "--engine", "aoti", "--quiet"]
-    options = ["--weights", str(full_size_checkpoints["hunyuan-dit"]), "--max-batch", "1", "--device", "cpu"]
-    command += [*options, "--output", str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        yield process, folder
-        process.kill()  # where no test waited for it
-
-
-def test_full_size_sdxl(
-    hunyuan: tuple[subprocess.Popen[str], Path], sdxl_bundles: dict[str, EngineBundle]
-) -> None:
+def test_full_size_sdxl(sdxl_bundles: dict[str, EngineBundle]) -> None:
     """With the fixture's weights; against the fixture: `tests/runtime/test_golden.py`, `test_fixture.py`."""
     judge(sdxl_bundles["aoti-fp32"], "fp32")
 
 
-def test_full_size_hunyuan(hunyuan: tuple[subprocess.Popen[str], Path]) -> None:
-    process, folder = hunyuan
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
-    judge(EngineBundle.open(folder), "fp32")
+def test_full_size_hunyuan(full_size_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    weights = WeightsRequest(MODELS["hunyuan-dit"], str(full_size_checkpoints["hunyuan-dit"]))
+    folder = tmp_path / "bundle"
+    judge(export(ExportSettings(weights, folder, "hunyuan-dit", "aoti", max_batch=1, device="cpu")), "fp32")
 
 
 @pytest.mark.slow
