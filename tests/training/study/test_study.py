@@ -1,6 +1,7 @@
 """A shortened study, on the bundled model and networks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,36 @@ def test_goes_on_with_resume_only(studied: Path, capsys: pytest.CaptureFixture[s
     again += ["--conditions", "diversity", "--resamples", "200"]
     assert main(again) == 2
     assert "--resume" in capsys.readouterr().err
+    before = json.loads((studied / "study.json").read_text())
     assert main([*again, "--resume"]) == 0
+    after = json.loads((studied / "study.json").read_text())
+    assert list(after["conditions"]) == ["base", "diversity"]  # what was not measured again remains
+    assert after == before
+
+
+def test_another_study_is_not_mixed_in(
+    studied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = shutil.copytree(NETWORKS, tmp_path / "networks")
+    shutil.copy(networks / "npnet.safetensors", networks / "another.safetensors")
+    before = (studied / "study.json").read_bytes()
+    command = ["--networks", str(networks), "--output", str(studied), "--prompts", "8", "--batch", "4"]
+    command += ["--resamples", "200", "--resume", "--conditions", "guidance 3"]
+    assert main(command) == 2
+    assert "another: expected None" in capsys.readouterr().err
+    assert (studied / "study.json").read_bytes() == before
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "study.json").write_text("{")
+    assert main([*command[:2], "--output", str(damaged), "--conditions", "guidance 3"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_says_which_denoiser(studied: Path) -> None:
+    document = json.loads((studied / "study.json").read_text())
+    listed = json.loads((FOLDER / "assets.json").read_text())["files"]
+    weights = listed["unet/diffusion_pytorch_model.safetensors"]["sha256"]
+    assert document["conditions"]["base"]["denoiser"] == weights
 
 
 def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+from pydantic import Field
+from torch import Tensor
+
+from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import checkpoint
 from npnet_runtime.files import atomic_directory
+from npnet_runtime.network import NPNet
+from npnet_runtime.networks import Network
 from npnet_training.command import run
 from npnet_training.errors import ModelError
+from npnet_training.evaluation import paired
+from npnet_training.sampling import Conditioning
 from npnet_training.settings import Settings
 from npnet_training.shapes import assets
+from npnet_training.shapes.grammar import prompts
+from npnet_training.shapes.judging import strict_rate
 
+METRICS = "metrics.json"
 GOLDEN = "golden"
 NETWORKS = ("npnet", "prompt-attention")
 MOST_BYTES = 16_000_000
@@ -23,7 +36,10 @@ EPILOG = """example:
 
 
 class BundleSettings(Settings):
-    """Assemble the folder of the embedded model, in half precision, with sizes and hashes in its manifest."""
+    """Assemble the folder of the embedded model, in half precision, with sizes and hashes in its manifest.
+
+    What its golden noise is worth, in front of both denoisers, is added to the model's metrics.json.
+    """
 
     model: Path
     """Folder as python -m npnet_training.shapes.build writes it."""
@@ -31,6 +47,8 @@ class BundleSettings(Settings):
     """Folder with npnet.safetensors and prompt-attention.safetensors, checkpoints of npnet-train."""
     output: Path
     """Folder to write; one that exists is replaced when all is well."""
+    judged: int = Field(default=1000, ge=1)
+    """Held-out prompts on which each network is judged."""
 
 
 def assemble(settings: BundleSettings) -> int:
@@ -60,6 +78,8 @@ def assemble(settings: BundleSettings) -> int:
                 )
             halves = {key: value.half() for key, value in read.state.items()}
             checkpoint.write(folder / GOLDEN / path.name, halves, config)
+        metrics = json.loads((folder / METRICS).read_text()) | {GOLDEN: _judge(settings, folder)}
+        (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
         assets.write_manifest(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > MOST_BYTES:
@@ -67,6 +87,33 @@ def assemble(settings: BundleSettings) -> int:
                 f"expected at most {MOST_BYTES} bytes in all, given {size}; use smaller networks"
             )
     return size
+
+
+def _judge(settings: BundleSettings, folder: Path) -> dict[str, Any]:
+    """Share of images that are strictly true, from plain and golden noise of the same seeds."""
+    held_out = prompts("held-out", settings.judged)
+    networks = {
+        name: checkpoint.read(folder / GOLDEN / f"{name}.safetensors").network().eval() for name in NETWORKS
+    }
+    found: dict[str, Any] = {}
+    for model in ("main", "weak"):
+        pipe = assets.load_pipeline(unet=model, folder=settings.model)
+        plain = strict_rate(pipe, held_out)
+        for name, network in networks.items():
+            golden = strict_rate(pipe, held_out, lambda x, prompts, n=network: _apply(n, x, prompts))  # type: ignore[misc]
+            found.setdefault(name, {})[model] = {
+                "prompts": len(held_out),
+                "plain": float(plain.mean()),
+                "golden": float(golden.mean()),
+                "against_plain": vars(paired(plain.astype(float), golden.astype(float))),
+            }
+    return found
+
+
+def _apply(network: Network, noise: Tensor, prompts: Conditioning) -> Tensor:
+    factors = svd(latent_to_matrix(noise)) if isinstance(network, NPNet) else None
+    golden: Tensor = network(noise, prompts.prompt_embeds, factors)
+    return golden
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,8 @@ from npnet_training.errors import StudyError
 from npnet_training.evaluation import Results, evaluate
 from npnet_training.evaluation.arms import PLAIN
 from npnet_training.evaluation.settings import EvaluateSettings
+from npnet_training.settings import differences
+from npnet_training.shapes.assets import FOLDER
 from npnet_training.study.arms import BUILT_IN, make_arms, read_networks
 from npnet_training.study.conditions import CONDITIONS, Condition
 from npnet_training.study.settings import StudySettings
@@ -22,15 +24,16 @@ STUDY = "study.json"
 
 
 def study(settings: StudySettings) -> dict[str, Any]:
-    """Measure what is missing, and write `study.json`.
+    """Measure what is missing, and write `study.json`, where other conditions measured before remain.
 
     Returns:
-        Its content: for each condition its settings, and a row for each arm: share of images that are
-        strictly true, paired difference from plain noise with its 95 % interval, wins, ties, losses, mean
-        score, cost, statistics of the noise, and diversity where a prompt has several seeds.
+        Its content: for each condition its settings, the sha256 of its denoiser, and a row for each arm:
+        share of images that are strictly true, paired difference from plain noise with its 95 % interval,
+        wins, ties, losses, mean score, cost, statistics of the noise, and diversity where a prompt has
+        several seeds.
 
     Raises:
-        StudyError: no networks, or an unknown one is called the best.
+        StudyError: no networks, an unknown one is called the best, or the study in the folder is of others.
         TrainingError: see `evaluate`.
     """
     networks = read_networks(settings.networks)
@@ -41,7 +44,15 @@ def study(settings: StudySettings) -> dict[str, Any]:
             "the few-step model's condition needs --few-step DIR; make it with python -m "
             "npnet_training.shapes.distill --output DIR, or give --conditions without it"
         )
-    found: dict[str, Any] = {}
+    document = {
+        "command": "python -m npnet_training.study",
+        "settings": settings.model_dump(
+            mode="json", exclude={"networks", "output", "conditions", "resume", "few_step"}
+        ),
+        "version": __version__,
+        "networks": {path.stem: sha256(path) for path in sorted(settings.networks.glob("*.safetensors"))},
+    }
+    found = _measured_before(settings.output / STUDY, document)
     for name in settings.conditions:
         condition = CONDITIONS[name]
         model = settings.few_step if condition.model == "few-step" else condition.model
@@ -50,21 +61,41 @@ def study(settings: StudySettings) -> dict[str, Any]:
         results = evaluate(wanted, arms, lambda images, name=name: _say(name, images))  # type: ignore[misc]
         found[name] = {
             "model": condition.model,
+            "denoiser": sha256(_denoiser(condition.model, settings.few_step)),
             "sample": condition.sample.model_dump(mode="json"),
             "images": len(results.rows),
             "seeds": condition.seeds,
             "rows": [_row(results, arm, settings.resamples) for arm in results.arms],
         }
-    document = {
-        "command": "python -m npnet_training.study",
-        "settings": settings.model_dump(mode="json", exclude={"networks", "output", "resume", "few_step"}),
-        "version": __version__,
-        "networks": {path.stem: sha256(path) for path in sorted(settings.networks.glob("*.safetensors"))},
-        "conditions": found,
-    }
+    document["conditions"] = {name: found[name] for name in CONDITIONS if name in found}
     with atomic_file(settings.output / STUDY) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return document
+
+
+def _measured_before(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Conditions of the study in the folder, if it is of the same networks and settings."""
+    if not path.exists():
+        return {}
+    try:
+        earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [
+            line
+            for part in ("settings", "networks")
+            for line in differences(earlier[part], dict.fromkeys(earlier[part]) | document[part])
+        ]
+        conditions: dict[str, Any] = earlier["conditions"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudyError(f"{path}: cannot be read ({error}); delete it, or give another --output") from error
+    if wrong:
+        raise StudyError(f"{path} is another study; give another --output:\n  " + "\n  ".join(wrong))
+    return conditions
+
+
+def _denoiser(model: str, few_step: str | None) -> Path:
+    """File of a condition's denoiser."""
+    folders = {"shapes": FOLDER / "unet", "shapes-weak": FOLDER / "unet-weak"}
+    return (folders.get(model) or Path(str(few_step)) / "unet") / "diffusion_pytorch_model.safetensors"
 
 
 def _wanted(settings: StudySettings, condition: Condition, model: str | None) -> EvaluateSettings:
