@@ -412,8 +412,8 @@ def test_two_ray_workers_one_killed(
 ) -> None:
     from npnet_training.collecting import cluster
 
-    Path("sdxl").symlink_to(settings.model)
-    settings = with_(settings, model="sdxl", output="pairs", prompts="prompts.txt")
+    Path("own").symlink_to(settings.model)
+    settings = with_(settings, model="own", output="pairs", prompts="prompts.txt")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray gives an actor: sums of several threads differ in the last bit
     try:
