@@ -34,7 +34,8 @@ def write_training_pairs(folder: Path) -> Path:
     pipe.save_pretrained(folder / "model")
     denoiser = Denoiser(pipe)
     shape = denoiser.latent_shape
-    PairInfo(str(folder / "model"), None, shape, denoiser.text_shape, {}).write(folder / "pairs")
+    info = PairInfo(str(folder / "model"), None, shape, denoiser.text_shape, {})
+    info.write(folder / "pairs")
     for number in range(COUNT // 32):
         rows = range(32 * number, 32 * number + 32)
         noise = draw_noise(rows, shape)
@@ -46,7 +47,7 @@ def write_training_pairs(folder: Path) -> Path:
             rows, [f"prompt {chr(97 + row % 16)}" for row in rows], list(rows), target, [True] * 32,
             [""] * 32, nothing, nothing,
         )  # fmt: skip
-        write_pairs(shard_path(folder / "pairs", number), pairs)
+        write_pairs(shard_path(folder / "pairs", number), pairs, info)
     return folder / "pairs"
 
 

@@ -37,7 +37,11 @@ def test_shapes() -> None:
         ("a.txt", b"x" * 20_000, "at most 10000 characters"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt"', "a.jsonl:2: expected a JSON object"),
         ("a.jsonl", b"[1]", "expected a text in prompt or caption or text"),
-        ("a.csv", b"x,y\n1,2\n", "expected a text in prompt or caption or text"),
+        ("a.csv", b"x,y\n1,2\n", "a.csv:2: expected a text in prompt or caption or text"),
+        ("a.csv", b'prompt\na cat\n"a dog\na cow\n', "a.csv:3: expected .* quotes closed"),
+        ("a.csv", b'prompt\na cat\n"a" dog\na cow\n', "a.csv:3: expected .* quotes closed"),
+        ("a.csv", b'"prompt\na cat\n', "a.csv:1: expected .* quotes closed"),
+        ("a.jsonl", b'{"prompt": "a \\ud800"}', "half a surrogate pair"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:

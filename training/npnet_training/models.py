@@ -31,6 +31,12 @@ class ModelInfo:
     pipeline_class: str
 
 
+def absolute_name(name: str) -> str:
+    """A name of the same model in any working folder: that of a local pipeline becomes its absolute path."""
+    known = name in PACKAGED or name in EMBEDDED or name in MODELS
+    return str(Path(name).absolute()) if not known and Path(name).is_dir() else name
+
+
 def load_pipeline(
     name: str,
     *,

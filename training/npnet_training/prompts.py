@@ -47,6 +47,12 @@ def read_prompts(source: str) -> Iterator[Prompt]:
                 f"{source}: expected prompts of at most {LONGEST} characters, given one of "
                 f"{len(prompt.text)}: {prompt.text[:60]!r}..."
             )
+        try:
+            prompt.text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptsError(
+                f"{source}: expected prompts that are text, given half a surrogate pair: {prompt.text[:60]!a}"
+            ) from error
         if prompt.text.strip():
             empty = False
             yield prompt
@@ -89,8 +95,11 @@ def _file(path: Path) -> Iterator[Prompt]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
-                for row in csv.DictReader(file):
-                    yield _prompt(dict(row), str(path))
+                rows, number = csv.DictReader(file, strict=True), 1
+                number += rows.line_num if rows.fieldnames else 0  # where the next row begins
+                for row in rows:
+                    yield _prompt(dict(row), f"{path}:{number}")
+                    number = rows.line_num + 1
                 return
             for number, line in enumerate(file, 1):
                 if path.suffix != ".jsonl":
@@ -99,7 +108,11 @@ def _file(path: Path) -> Iterator[Prompt]:
                     yield _prompt(json.loads(line), f"{path}:{number}")
     except json.JSONDecodeError as error:
         raise PromptsError(f"{path}:{number}: expected a JSON object, given {error.doc[:60]!r}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise PromptsError(
+            f"{path}:{number}: expected comma-separated values, quotes closed and doubled inside ({error})"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise PromptsError(f"{path}: expected a file of prompts in UTF-8 ({error})") from error
 
 

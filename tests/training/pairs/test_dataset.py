@@ -1,8 +1,10 @@
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
@@ -17,9 +19,16 @@ SHAPE = (4, 8, 8)
 
 
 def write(
-    folder: Location, count: int = 20, per_shard: int = 10, *, model: str = "m", source: bool = False
+    folder: Location,
+    count: int = 20,
+    per_shard: int = 10,
+    *,
+    model: str = "m",
+    source: bool = False,
+    rule: str = "keep all",
 ) -> torch.Tensor:
-    PairInfo(model, None, SHAPE, (5, 6), {"rule": "keep all"}).write(folder)
+    info = PairInfo(model, None, SHAPE, (5, 6), {"rule": rule})
+    info.write(folder)
     target = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1)).half()
     for number, start in enumerate(range(0, count, per_shard)):
         rows = range(start, min(start + per_shard, count))
@@ -35,7 +44,7 @@ def write(
             redenoised={"s": [row + 0.5 for row in rows]},
             source=-part if source else None,
         )
-        write_pairs(shard_path(folder, number), pairs)
+        write_pairs(shard_path(folder, number), pairs, info)
     return target
 
 
@@ -116,6 +125,38 @@ def test_damaged(tmp_path: Path) -> None:
         PairDataset.open([tmp_path / "none"])
     with pytest.raises(DatasetError, match="at least one folder"):
         PairDataset.open([])
+
+
+def test_a_flipped_bit_of_the_noise(tmp_path: Path) -> None:
+    target = write(tmp_path / "a")
+    path = shard_path(tmp_path / "a", 1)
+    content = bytearray(path.read_bytes())
+    content[content.index(target[13].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    pairs = PairDataset.open([tmp_path / "a"], kept_only=False)
+    assert (pairs.batch([9]).target == target[[9]].float()).all()
+    with pytest.raises(DatasetError, match=r"train-000001.parquet: truncated or damaged .* --resume"):
+        pairs.batch([13])
+
+
+def test_a_flipped_bit_of_a_prompt(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    path = shard_path(tmp_path / "a", 1)
+    path.write_bytes(path.read_bytes().replace(b"prompt 14", b"prompt 04", 1))
+    with pytest.raises(DatasetError, match=r"train-000001.parquet: truncated or damaged .* --resume"):
+        PairDataset.open([tmp_path / "a"])
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["another dataset", "no dataset"])
+def test_a_shard_of_another_dataset(tmp_path: Path, given: bool) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", rule="s rises")
+    path = shard_path(tmp_path / "a", 1)
+    shutil.copy(shard_path(tmp_path / "b", 1), path)
+    if not given:
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    with pytest.raises(DatasetError, match=r"train-000001.parquet: a shard of another dataset: .* --resume"):
+        PairDataset.open([tmp_path / "a"])
 
 
 def test_nothing_kept(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from npnet_training.errors import ScorerError, SettingsError
 from npnet_training.scorers import SelectionRule, load_scorer, score_all, scorer_names
 from npnet_training.scorers.clip import CLIPScore, PickScore
+from npnet_training.scorers.registry import GIVE_UP, Lenient
 from npnet_training.shapes.grammar import Facts
 from npnet_training.shapes.render import render
 from support import clip
@@ -48,11 +49,21 @@ class Fails:
 
 def test_one_image_that_fails_has_no_score() -> None:
     image = picture("a red circle")
-    values = score_all({"f": Fails()}, ["good", "bad", "good"], [image] * 3)["f"]
+    scorers = {"f": Lenient("f", Fails())}
+    values = score_all(scorers, ["good", "bad", "good"], [image] * 3)["f"]
     assert values[::2] == [1, 1]
     assert math.isnan(values[1])
-    with pytest.raises(ScorerError, match="f gives no number for any of 2 images: RuntimeError: cannot see"):
-        score_all({"f": Fails()}, ["bad", "bad"], [image] * 2)
+    for _ in range(2 * GIVE_UP):  # alone in its batch
+        assert math.isnan(score_all(scorers, ["bad"], [image])["f"][0])
+
+
+def test_a_scorer_that_never_works() -> None:
+    image = picture("a red circle")
+    scorers = {"f": Lenient("f", Fails())}
+    for _ in range(GIVE_UP - 1):
+        assert math.isnan(score_all(scorers, ["bad"], [image])["f"][0])
+    with pytest.raises(ScorerError, match="f gives no number for any of 6 images: RuntimeError: cannot see"):
+        score_all(scorers, ["bad"], [image])
 
 
 @pytest.fixture(scope="module")

@@ -266,6 +266,7 @@ def test_pairs_that_were_not_kept_have_a_source_and_a_prompt(data: Path, tmp_pat
     write_pairs(
         shard_path(tmp_path / "pairs", 0),
         Pairs(range(32), prompts, list(range(32)), source, [False] * 32, [""] * 32, nothing, nothing),
+        info,
     )
     changes: dict[str, Any] = {"max_steps": 1, "network": ATTENTION, "cache_dir": data.parent / "cache"}
     with pytest.raises(DatasetError, match="of 32 collected none was kept"):

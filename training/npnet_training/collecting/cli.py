@@ -35,8 +35,10 @@ def _work(settings: CollectSettings) -> int:
 
 
 def _report(progress: Progress) -> None:
-    rate = progress.new / progress.seconds
-    print(f"{progress.pairs} pairs, {_share(progress)} kept, {rate:.2f} pairs/s", file=sys.stderr, flush=True)
+    rates = f"{progress.new / progress.seconds:.2f} pairs/s"
+    if progress.images:
+        rates += f", {progress.images / progress.seconds:.2f} images/s"
+    print(f"{progress.pairs} pairs, {_share(progress)} kept, {rates}", file=sys.stderr, flush=True)
 
 
 def _share(progress: Progress) -> str:

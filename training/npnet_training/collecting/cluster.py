@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 from npnet_training.collecting.items import Item
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.errors import SettingsError, TrainingError
+from npnet_training.models import absolute_name
 from npnet_training.pairs.info import PairInfo
 
 IN_FLIGHT = 2  # items an actor has been given: one it works on, one that waits
 RETRIES = 3  # of an item whose worker died
+AUTOSCALING_SECONDS = 600.0  # that a cluster is given to start the machines that the actors ask for
 
 
 class RayPool:
     """Actors that collect; a context manager that ends them.
 
     A worker that dies is started again by Ray, and its items are made again: a shard is written whole, and
-    is the same whoever makes it.
+    has the same bytes whichever worker makes it on the same hardware. Ray gives a worker one thread; where
+    the model runs on the CPU, sums of several threads differ in the last bits.
 
     Raises:
-        SettingsError: Ray is missing, or not there.
+        SettingsError: Ray is missing, not there, or has less than the workers ask for: at once with
+            `--ray local`; any other cluster may be one that grows, and has `AUTOSCALING_SECONDS` for it.
     """
 
     def __init__(self, settings: CollectSettings) -> None:
         self._ray = _start(settings)
-        self._actors = [_actor(self._ray, settings) for _ in range(settings.workers)]
+        # A worker's working folder is that of its `ray start`.
+        folder, model = settings.folder, absolute_name(settings.model)
+        if isinstance(folder, Path):
+            settings = settings.model_copy(update={"output": folder.absolute()})
+        self._actors = [_actor(self._ray, settings, model) for _ in range(settings.workers)]
+        try:
+            _require_room(self._ray, settings)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -62,10 +78,10 @@ class RayPool:
 class Worker:
     """What an actor runs."""
 
-    def __init__(self, settings: CollectSettings) -> None:
+    def __init__(self, settings: CollectSettings, model: str) -> None:
         from npnet_training.collecting.collector import Collector
 
-        self.collector = Collector(settings)
+        self.collector = Collector(settings, model)
 
     def info(self) -> PairInfo:
         """See `Collector.info`."""
@@ -94,11 +110,33 @@ def _start(settings: CollectSettings) -> Any:
     return ray
 
 
-def _actor(ray: Any, settings: CollectSettings) -> Any:
+def _require_room(ray: Any, settings: CollectSettings) -> None:
+    wanted = {"CPU": settings.workers, "GPU": settings.workers * settings.gpus}
+    patience = 0.0 if settings.ray == "local" else AUTOSCALING_SECONDS
+    began, warned = time.monotonic(), False
+    while True:
+        there = ray.cluster_resources()
+        short = [
+            f"{wanted[name]:g} {name} wanted, {there.get(name, 0):g} there"
+            for name in wanted
+            if there.get(name, 0) < wanted[name]
+        ]
+        if not short:
+            return
+        problem = f"--ray {settings.ray}: too little for {settings.workers} workers: {'; '.join(short)}"
+        if time.monotonic() - began >= patience:
+            raise SettingsError(f"{problem}; give fewer --workers or --gpus, or a cluster with more")
+        if not warned:
+            warnings.warn(f"{problem}; waiting {patience:g} s for the cluster to grow", stacklevel=2)
+            warned = True
+        time.sleep(1)
+
+
+def _actor(ray: Any, settings: CollectSettings, model: str) -> Any:
     remote = ray.remote(num_gpus=settings.gpus, num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(
         Worker
     )
-    return remote.remote(settings)
+    return remote.remote(settings, model)
 
 
 def _result(ray: Any, reference: Any) -> Any:

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """After a shard: pairs made and kept in all, pairs of them made in this run, and its seconds."""
+    """After a shard: pairs made and kept in all; pairs and images made in this run, and its seconds."""
 
     pairs: int
     kept: int
     new: int
+    images: int
     seconds: float
 
 
@@ -42,6 +43,7 @@ class Collector:
 
     Args:
         settings: see there.
+        model: where to load the model from, if that name means nothing here; None for `settings.model`.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -49,13 +51,13 @@ class Collector:
         SettingsError: the rule is of other scorers.
     """
 
-    def __init__(self, settings: CollectSettings) -> None:
+    def __init__(self, settings: CollectSettings, model: str | None = None) -> None:
         self.rule = SelectionRule.parse(settings.effective_rule, settings.scorers)
         self.settings = settings
         self.pipe: Any
         self.model: ModelInfo
         self.pipe, self.model = load_pipeline(
-            settings.model, device=settings.device, dtype=getattr(torch, settings.dtype),
+            model or settings.model, device=settings.device, dtype=getattr(torch, settings.dtype),
             revision=settings.revision, offline=settings.offline,
         )  # fmt: skip
         self.denoiser = Denoiser(self.pipe)
@@ -68,7 +70,7 @@ class Collector:
         """What the dataset says of itself."""
         plain = self.settings.model_dump(mode="json", exclude=set(OF_THE_RUN))
         shape, text = self.denoiser.latent_shape, self.denoiser.text_shape
-        return PairInfo(self.model.name, self.model.revision, shape, text, plain)
+        return PairInfo(self.settings.model, self.model.revision, shape, text, plain)
 
     def make(self, item: Item) -> tuple[Pairs, list[Any], list[Any]]:
         """The pairs of an item, and the images from the source and the target if there are scorers."""
@@ -102,10 +104,12 @@ class Collector:
     def collect(self, item: Item) -> int:
         """Make and write an item; how many of its pairs are kept."""
         pairs, plain, golden = self.make(item)
-        write_pairs(shard_path(self.settings.folder, item.number), pairs)
         shown = self.settings.thumbnails - item.first
         if shown > 0 and plain:
             write_samples(self.settings.folder, pairs, plain[:shown], golden[:shown])
+        write_pairs(
+            shard_path(self.settings.folder, item.number), pairs, self.info()
+        )  # last: it is then done
         return sum(pairs.kept)
 
     def collect_all(self, todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
@@ -131,21 +135,26 @@ def collect(
     next(items(settings))  # prompts that cannot be read end it before a model is loaded or a folder made
     pairs = kept = new = 0
 
-    def todo() -> Iterator[Item]:
+    def todo(info: PairInfo) -> Iterator[Item]:
         nonlocal pairs, kept
         for item in items(settings):
-            count = done(settings, item)
+            count = done(settings, item, info)
             if count is None:
                 yield item
             else:
                 pairs, kept = pairs + len(item.prompts), kept + count
 
+    def progress() -> Progress:
+        images = 2 * new if settings.scorers else 0
+        return Progress(pairs, kept, new, images, time.perf_counter() - began)
+
     with _workers(settings) as workers:
-        _begin(settings, workers.info())
-        for item, count in workers.collect_all(todo()):
+        info = workers.info()
+        _begin(settings, info)
+        for item, count in workers.collect_all(todo(info)):
             pairs, kept, new = pairs + len(item.prompts), kept + count, new + len(item.prompts)
-            report(Progress(pairs, kept, new, time.perf_counter() - began))
-    return Progress(pairs, kept, new, time.perf_counter() - began)
+            report(progress())
+    return progress()
 
 
 def _workers(settings: CollectSettings) -> AbstractContextManager[Collector | RayPool]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.errors import DatasetError
-from npnet_training.pairs.shard import open_shard, shard_path
+from npnet_training.pairs.info import PairInfo
+from npnet_training.pairs.shard import read_rows, shard_path
 from npnet_training.prompts import read_prompts
 from npnet_training.storage import exists
 
@@ -46,19 +47,23 @@ def items(settings: CollectSettings) -> Iterator[Item]:
         yield Item(number, number * settings.batch, texts, seeds)
 
 
-def done(settings: CollectSettings, item: Item) -> int | None:
-    """How many pairs of the item's shard are kept, if it is there; else None.
+def done(settings: CollectSettings, item: Item, info: PairInfo) -> int | None:
+    """How many of the item's pairs are kept, if its shard holds them all; else None.
+
+    The last shard of a dataset holds fewer if `max_prompts` was lower when it was made, and more if higher.
 
     Raises:
-        DatasetError: the shard is damaged, or of other prompts.
+        DatasetError: the shard is damaged, of another dataset, or of other prompts.
     """
     path = shard_path(settings.folder, item.number)
     if not exists(path):
         return None
-    table = open_shard(path).read(["prompt", "seed", "kept"])
-    if (tuple(table["prompt"].to_pylist()), tuple(table["seed"].to_pylist())) != (item.prompts, item.seeds):
+    table = read_rows(path, info)
+    found = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))
+    wanted = list(zip(item.prompts, item.seeds, strict=True))
+    if any(one != other for one, other in zip(found, wanted, strict=False)):
         raise DatasetError(
             f"{path} was collected from other prompts than {settings.prompts} has there now; "
             "give another --output, or the prompts it began with"
         )
-    return sum(table["kept"].to_pylist())
+    return None if len(found) < len(wanted) else sum(table["kept"].to_pylist()[: len(wanted)])

@@ -6,6 +6,7 @@ import html
 import io
 from typing import Any
 
+from npnet_training.errors import DatasetError
 from npnet_training.pairs.shard import Pairs
 from npnet_training.storage import Location, listed, read_bytes, write_bytes
 
@@ -17,8 +18,20 @@ img{width:140px;image-rendering:auto}figcaption{font-size:12px}.kept{background:
 
 
 def write_samples(folder: Location, pairs: Pairs, plain: list[Any], golden: list[Any]) -> None:
-    """Add the given images of the first pairs to `samples/`, and to its page."""
-    samples = folder / "samples"
+    """Add the given images of the first pairs to `samples/`, and to its page.
+
+    Raises:
+        DatasetError: they cannot be written.
+    """
+    try:
+        _write(folder / "samples", pairs, plain, golden)
+    except OSError as error:
+        raise DatasetError(
+            f"{folder}: cannot write the samples ({error}); make room, then go on with --resume"
+        ) from error
+
+
+def _write(samples: Location, pairs: Pairs, plain: list[Any], golden: list[Any]) -> None:
     for row, both in enumerate(zip(plain, golden, strict=True)):
         number = pairs.index[row]
         for arm, image in zip(("plain", "redenoised"), both, strict=True):

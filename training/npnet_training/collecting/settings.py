@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from npnet_training.errors import StorageError
 from npnet_training.sampling import RedenoiseSettings, SampleSettings
@@ -52,7 +52,7 @@ class CollectSettings(Settings):
     ray: str | None = None
     """Run on Ray: 'local', 'auto' for the cluster this machine is in, or an address."""
     workers: int = Field(default=1, ge=1)
-    """Ray actors, each with a pipeline of its own."""
+    """Ray actors, each with a pipeline of its own and one CPU core."""
     gpus: float = Field(default=0, ge=0)
     """GPUs for each actor."""
     offline: bool = False
@@ -68,6 +68,18 @@ class CollectSettings(Settings):
         except StorageError as error:
             raise ValueError(str(error)) from error
         return place if isinstance(place, Path) else place.url
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CollectSettings:
+        if self.ray is None and (self.workers > 1 or self.gpus):
+            raise ValueError(
+                "workers and gpus are those of Ray: add --ray local, --ray auto or --ray ADDRESS"
+            )
+        if self.gpus and self.device == "cpu":
+            raise ValueError(f"gpus {self.gpus:g} would stand idle on the device cpu: add --device cuda")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus must be a whole number or below 1, given {self.gpus:g}")
+        return self
 
     @property
     def folder(self) -> Location:

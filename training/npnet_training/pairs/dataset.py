@@ -18,7 +18,7 @@ from torch import Tensor
 
 from npnet_training.errors import DatasetError
 from npnet_training.pairs.info import PairInfo
-from npnet_training.pairs.shard import open_shard
+from npnet_training.pairs.shard import damaged, open_shard, read_rows
 from npnet_training.sampling.noise import draw_noise
 from npnet_training.storage import Location, listed, locate, open_binary, size
 
@@ -62,7 +62,7 @@ class PairDataset:
             kept_only: without the pairs that the selection rule refused.
 
         Raises:
-            DatasetError: missing, damaged, empty, or of different models.
+            DatasetError: missing, damaged, empty, of different models, or with a shard of another dataset.
             StorageError: a URL that fsspec does not know or cannot reach.
         """
         info: PairInfo | None = None
@@ -82,7 +82,7 @@ class PairDataset:
             if not files:
                 raise DatasetError(f"{folder}: no pairs; collect some with npnet-collect")
             for path in files:
-                table = open_shard(path).read(["prompt", "seed", "kept"])
+                table = read_rows(path, found)
                 rows = np.arange(len(table))
                 total += len(rows)
                 if kept_only:
@@ -146,9 +146,7 @@ class PairDataset:
         try:
             table = self._files[shard].read_row_group(group, ["source", "target"])
         except (OSError, pa.ArrowException) as error:
-            raise DatasetError(
-                f"{self._shards[shard]}: damaged ({error}); delete it and collect it again"
-            ) from error
+            raise damaged(self._shards[shard], error) from error
         width = int(np.prod(self.info.latent_shape))
         found = (
             _values(table["target"], width, self._shards[shard]),

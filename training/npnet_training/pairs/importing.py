@@ -44,6 +44,7 @@ def import_public(
         raise DatasetError(f"{arrays}: expected .npz files of noise pairs, found none")
     shape: tuple[int, ...] | None = None
     count = kept = 0
+    info: PairInfo | None = None
     with atomic_directory(output) as folder:
         for number, start in enumerate(range(0, len(files), ROWS_PER_SHARD)):
             rows = []
@@ -59,12 +60,14 @@ def import_public(
                     raise DatasetError(f"{path}: its index {index} is not in {lines}")
                 rows.append((index, described[index], source, target))
             pairs = _pairs(rows)
-            write_pairs(shard_path(folder, number), pairs)
+            if info is None:
+                latent = pairs.target.shape[1:]
+                info = PairInfo(
+                    model, None, (latent[0], latent[1], latent[2]), text_shape, {"imported": True}
+                )
+                info.write(folder)
+            write_pairs(shard_path(folder, number), pairs, info)
             count, kept = count + len(pairs), kept + sum(pairs.kept)
-        if shape is None or len(shape) != 3:
-            raise DatasetError(f"{arrays}: expected noise of three dimensions, given {shape}")
-        latent = (int(shape[0]), int(shape[1]), int(shape[2]))
-        PairInfo(model, None, latent, text_shape, {"imported": True}).write(folder)
     return count, kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from typing import Any, Self
 
 from npnet_training.errors import DatasetError
@@ -32,14 +33,18 @@ class PairInfo:
     settings: dict[str, Any]
     digest: str = ""
 
+    @property
+    def identity(self) -> str:
+        """Hexadecimal sha256 of all but the content: every shard of the dataset has it in its metadata."""
+        return sha256(json.dumps(self._values(), sort_keys=True).encode()).hexdigest()
+
     def write(self, folder: Location) -> None:
         """Write the file and the card.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        values = {"format_version": FORMAT_VERSION, **asdict(self)}
-        del values["digest"]
+        values = {"format_version": FORMAT_VERSION, **self._values()}
         for name, text in ((FILE, json.dumps(values, indent=1) + "\n"), ("README.md", self._card())):
             write_bytes(folder / name, text.encode())
 
@@ -67,6 +72,11 @@ class PairInfo:
         values["latent_shape"] = tuple(values["latent_shape"])
         values["text_shape"] = tuple(values["text_shape"])
         return cls(**values)
+
+    def _values(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["digest"]
+        return values
 
     def _card(self) -> str:
         return f"""---

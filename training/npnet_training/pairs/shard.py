@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from npnet_training.errors import DatasetError
+from npnet_training.pairs.info import FILE, PairInfo
 from npnet_training.storage import Location, open_binary, write_bytes
 
 ROWS_PER_GROUP = 8  # what reading one row at random costs: 1 MB for SDXL
+DATASET = b"npnet.dataset"  # in a shard's metadata: `PairInfo.identity`
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def shard_path(folder: Location, number: int) -> Location:
     return folder / "data" / f"train-{number:06d}.parquet"
 
 
-def write_pairs(path: Location, pairs: Pairs) -> None:
-    """Write a shard, whole or not at all.
+def write_pairs(path: Location, pairs: Pairs, info: PairInfo) -> None:
+    """Write a shard of the dataset that `info` describes, whole or not at all, with checksums of its pages.
 
     Raises:
         DatasetError: it cannot be written.
@@ -77,8 +79,9 @@ def write_pairs(path: Location, pairs: Pairs) -> None:
         buffer = io.BytesIO()
         # Noise cannot be compressed.
         pq.write_table(
-            pa.table(columns), buffer, row_group_size=ROWS_PER_GROUP, compression="none", use_dictionary=False
-        )
+            pa.table(columns).replace_schema_metadata({DATASET: info.identity}), buffer,
+            row_group_size=ROWS_PER_GROUP, compression="none", use_dictionary=False, write_page_checksum=True,
+        )  # fmt: skip
         write_bytes(path, buffer.getvalue())
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(
@@ -87,23 +90,47 @@ def write_pairs(path: Location, pairs: Pairs) -> None:
 
 
 def open_shard(path: Location) -> pq.ParquetFile:
-    """A shard for reading.
+    """A shard for reading, which raises `OSError` where a page is not what its checksum says.
 
     Raises:
         DatasetError: missing, truncated, or no shard of noise pairs.
     """
     try:
-        file = pq.ParquetFile(path if isinstance(path, Path) else open_binary(path))
+        source = path if isinstance(path, Path) else open_binary(path)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise DatasetError(
-            f"{path}: truncated or damaged ({error}); delete it and run npnet-collect with --resume"
-        ) from error
+        raise damaged(path, error) from error
     missing = {"index", "prompt", "seed", "source", "target", "kept"} - set(file.schema_arrow.names)
     if missing:
         raise DatasetError(
             f"{path}: no shard of noise pairs: without the columns {', '.join(sorted(missing))}"
         )
     return file
+
+
+def read_rows(path: Location, info: PairInfo) -> pa.Table:
+    """The columns `prompt`, `seed` and `kept` of a shard of that dataset.
+
+    Raises:
+        DatasetError: missing, damaged, or of another dataset.
+    """
+    file = open_shard(path)
+    if (file.schema_arrow.metadata or {}).get(DATASET) != info.identity.encode():
+        raise DatasetError(
+            f"{path}: a shard of another dataset: it was made with other settings, another model or revision "
+            f"than {FILE} beside it says; delete it and run npnet-collect with --resume"
+        )
+    try:
+        return file.read(["prompt", "seed", "kept"])
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Location, error: Exception) -> DatasetError:
+    """What to raise when a shard cannot be read."""
+    return DatasetError(
+        f"{path}: truncated or damaged ({error}); delete it and run npnet-collect with --resume"
+    )
 
 
 def _halves(noise: Tensor) -> pa.Array:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GROUP = "npnet.scorers"
+GIVE_UP = 6  # images without a number, of a scorer that never gave one
 BUILT_IN = {
     "shapes": "npnet_training.scorers.shapes:ShapesScorer",
     "shapes-strict": "npnet_training.scorers.shapes:StrictShapesScorer",
@@ -34,13 +35,53 @@ class Scorer(Protocol):
         ...
 
 
+class Lenient:
+    """A scorer whose failures are NaN: one image of many must not end a run of days.
+
+    Args:
+        name: of the scorer.
+        scorer: what may fail, with an exception of any kind.
+    """
+
+    def __init__(self, name: str, scorer: Scorer) -> None:
+        self._name, self._scorer = name, scorer
+        self._failed = 0
+        self._works = False
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
+        """See `Scorer`. An image that the scorer fails on has NaN, the others their scores.
+
+        Raises:
+            ScorerError: it never gave a number, for `GIVE_UP` images.
+        """
+        reason = "it gave NaN"
+        try:
+            values = _numbers(self._scorer.score(prompts, images), len(images))
+        except Exception:
+            values = []
+            for prompt, image in zip(prompts, images, strict=True):
+                try:
+                    values += _numbers(self._scorer.score([prompt], [image]), 1)
+                except Exception as error:
+                    values.append(math.nan)
+                    reason = f"{type(error).__name__}: {error}"
+        failed = sum(map(math.isnan, values))
+        self._failed += failed
+        self._works |= failed < len(values)
+        if not self._works and self._failed >= GIVE_UP:
+            raise ScorerError(
+                f"the scorer {self._name} gives no number for any of {self._failed} images: {reason}"
+            )
+        return values
+
+
 def scorer_names() -> list[str]:
     """All that `load_scorer` takes."""
     return plugin_names(BUILT_IN, GROUP)
 
 
 def load_scorer(name: str, *, device: str | torch.device = "cpu", offline: bool = False) -> Scorer:
-    """The scorer of that name.
+    """The scorer of that name, `Lenient`.
 
     Args:
         name: built in, or an entry point of the group `npnet.scorers`.
@@ -53,8 +94,7 @@ def load_scorer(name: str, *, device: str | torch.device = "cpu", offline: bool 
     if name not in scorer_names():
         raise ScorerError(f"unknown scorer {name!r}: expected one of {', '.join(scorer_names())}")
     try:
-        scorer: Scorer = import_plugin(name, BUILT_IN, GROUP)(device=device, offline=offline)
-        return scorer
+        return Lenient(name, import_plugin(name, BUILT_IN, GROUP)(device=device, offline=offline))
     except (ImportError, OSError, ValueError, AttributeError, ScorerError) as error:
         hint = "; --offline takes weights from the hub's cache only: run it once without" if offline else ""
         raise ScorerError(f"the scorer {name} cannot be loaded: {error}{hint}") from error
@@ -63,30 +103,12 @@ def load_scorer(name: str, *, device: str | torch.device = "cpu", offline: bool 
 def score_all(
     scorers: Mapping[str, Scorer], prompts: Sequence[str], images: Sequence[Image.Image]
 ) -> dict[str, list[float]]:
-    """Scores by scorer. An image that a scorer fails on has NaN there, the others their scores.
+    """Scores by scorer.
 
     Raises:
-        ScorerError: a scorer gives no number for any image.
+        ScorerError: see `Lenient`.
     """
-    return {name: _score(name, scorer, prompts, images) for name, scorer in scorers.items()}
-
-
-def _score(name: str, scorer: Scorer, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
-    try:
-        return _numbers(scorer.score(prompts, images), len(images))
-    except Exception:  # of any kind: one image of many must not end a run of days
-        values, reason = [], ""
-        for prompt, image in zip(prompts, images, strict=True):
-            try:
-                values += _numbers(scorer.score([prompt], [image]), 1)
-            except Exception as error:
-                values.append(math.nan)
-                reason = f"{type(error).__name__}: {error}"
-        if all(math.isnan(value) for value in values):
-            raise ScorerError(
-                f"the scorer {name} gives no number for any of {len(values)} images: {reason}"
-            ) from None
-        return values
+    return {name: [*scorer.score(prompts, images)] for name, scorer in scorers.items()}
 
 
 def _numbers(values: Sequence[float], count: int) -> list[float]:
