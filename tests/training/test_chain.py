@@ -1,4 +1,7 @@
-"""Prompts to an engine in a pipeline: the four commands of the training package's README, on a small SDXL."""
+"""Prompts to an engine in a pipeline: the four commands of the training package's README.
+
+On a small SDXL of random weights, and on the embedded model.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow.parquet import read_table
 
 from npnet_export.cli import main as export
 from npnet_runtime import GoldenNoise
@@ -75,3 +79,30 @@ def test_prompts_to_an_engine(network: list[str], tmp_path: Path, monkeypatch: p
     found = json.loads((judged / "results.json").read_text())["results"]
     assert set(found) == {"plain", f"golden:{engine}", "redenoised"}
     assert found["redenoised"]["scores"]["clipscore"]["pairs"] == 16
+
+
+def test_prompts_to_a_judgement_of_the_embedded_model(tmp_path: Path) -> None:
+    pairs, run, engine, judged = (str(tmp_path / name) for name in ("pairs", "run", "engine", "evaluation"))
+    few = ["--sample.steps", "4", "--sample.guidance", "1"]
+    options = ["--scorers", "shapes", "--rule", "shapes holds", "--batch", "24", *few]
+    assert collect(["--model", "shapes", "--prompts", "shapes:train:48", "--output", pairs, *options]) == 0
+    rows = read_table(tmp_path / "pairs" / "data").to_pydict()
+    scores = zip(rows["plain/shapes"], rows["redenoised/shapes"], strict=True)
+    assert rows["kept"] == [after >= before for before, after in scores]
+    assert len(set(rows["plain/shapes"])) > 2
+    assert 0 < sum(rows["kept"]) < 48
+    options = ["--validation.share", "0.2", "--batch-size", "8", "--epochs", "2", "--optimizer.ema", "0.9"]
+    options += ["--cache-dir", f"{tmp_path}/cache", *ATTENTION]
+    assert train(["--data", pairs, "--output", run, *options]) == 0
+    summary = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert summary["pairs"]["train"] + summary["pairs"]["validation"] == sum(rows["kept"])
+    weights = f"{run}/best.safetensors"
+    assert export(["--weights", weights, "--output", engine, "--engine", "torch", "--device", "cpu"]) == 0
+    options = ["--arms", f"golden:{engine},redenoised", "--scorers", "shapes,shapes-strict", *few]
+    command = ["--model", "shapes", "--prompts", "shapes:held-out:8", "--output", judged, *options]
+    assert evaluate(command) == 0
+    found = json.loads((tmp_path / "evaluation" / "results.json").read_text())["results"]
+    assert set(found) == {"plain", f"golden:{engine}", "redenoised"}
+    for arm in (f"golden:{engine}", "redenoised"):
+        assert set(found[arm]["scores"]) == {"shapes", "shapes-strict"}
+        assert found[arm]["scores"]["shapes"]["pairs"] == 8

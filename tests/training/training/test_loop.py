@@ -10,7 +10,7 @@ from npnet_runtime import checkpoint
 from npnet_training.errors import SettingsError, TrainError
 from npnet_training.training.cli import main
 from npnet_training.training.loop import train
-from support.training import ATTENTION, COUNT, SMALL, launch, settings_for, validations
+from support.training import ATTENTION, COUNT, launch, settings_for, validations
 
 
 def test_learns_far_more_than_the_identity(data: Path, tmp_path: Path) -> None:
@@ -63,17 +63,6 @@ def test_validation_prompts_are_never_trained_on(data: Path, tmp_path: Path) -> 
     assert len(found.train) + len(found.validation) == COUNT - 1
 
 
-def test_resumed_run_is_the_same_to_the_bit(data: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"validation": {"share": 0.2, "every": 2}, "sign_augmentation": True}
-    train(settings_for(data, tmp_path / "whole", **options))
-    train(settings_for(data, tmp_path / "cut", max_steps=3, **options))
-    train(settings_for(data, tmp_path / "cut", resume=True, **options))
-    for name in ("best.safetensors", "last.safetensors"):
-        whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
-        assert whole.keys() == cut.keys()
-        assert all(torch.equal(whole[key], cut[key]) for key in whole)
-
-
 def test_accumulation_changes_nothing_but_rounding(data: Path, tmp_path: Path) -> None:
     for name, accumulation in (("one", 1), ("four", 4)):
         train(settings_for(data, tmp_path / name, accumulation=accumulation))
@@ -89,11 +78,6 @@ def test_cached_factors_are_those_computed_in_every_batch(data: Path, tmp_path: 
         run = train(settings_for(data, tmp_path / str(cached), cache_svd=cached, loss=loss, max_steps=4))
         losses.append([entry["loss"] for entry in run["history"] if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_early_stopping(data: Path, tmp_path: Path) -> None:
-    validation = {"share": 0.2, "every": 1, "patience": 2, "min_improvement": 0.9}
-    assert train(settings_for(data, tmp_path / "run", validation=validation))["steps"] == 3
 
 
 @pytest.mark.parametrize("module", ["npnet_training.training.cli", "support.sharded_training"])
@@ -126,21 +110,6 @@ def test_checkpoints_hold_the_average(data: Path, tmp_path: Path) -> None:
     assert (written["alpha"] - state["weights.alpha"]).abs() > 1e-4
 
 
-def test_only_the_same_run_is_resumed(data: Path, tmp_path: Path) -> None:
-    train(settings_for(data, tmp_path / "run", max_steps=1))
-    with pytest.raises(TrainError, match="is not empty: go on with --resume"):
-        train(settings_for(data, tmp_path / "run"))
-    with pytest.raises(TrainError, match=r"(?s)of another run:.*batch_size: expected 16, given 8"):
-        train(settings_for(data, tmp_path / "run", resume=True, batch_size=8))
-    other = {"npnet": {**SMALL["npnet"], "spectral_hidden": 16}}
-    with pytest.raises(TrainError, match=r"(?s)of another run:.*spectral_hidden: expected 8, given 16"):
-        train(settings_for(data, tmp_path / "run", resume=True, network=other))
-    state = next((tmp_path / "run").glob("state-*")) / "tensors.safetensors"
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(TrainError, match="damaged training state"):
-        train(settings_for(data, tmp_path / "run", resume=True))
-
-
 def test_starts_from_a_checkpoint(data: Path, tmp_path: Path) -> None:
     first = train(settings_for(data, tmp_path / "first", epochs=10))
     start = str(tmp_path / "first" / "last.safetensors")
@@ -168,6 +137,20 @@ class TestCommand:
         cache = ["--cache-dir", str(data.parent / "cache")]
         assert main(["--data", str(data), *run, *cache, "--batch-size", "500"]) == 2
         assert "--batch-size: expected at most the" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("given", ["fp16", "bf16"])
+    def test_precision_of_accelerate_launch(
+        self, given: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", given)
+        command = ["--data", str(data), "--output", str(tmp_path / "run")]
+        assert main(command) == 2
+        expected = f"--mixed_precision {given}: expected no or the run's --precision, given fp32; give acc"
+        assert expected in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        train(settings_for(data, tmp_path / "run", precision="bf16", max_steps=1))
 
     def test_dry_run(self, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         config = tmp_path / "train.yaml"

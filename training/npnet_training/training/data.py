@@ -9,14 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from npnet_training.errors import DatasetError
-from npnet_training.models import load_pipeline
 from npnet_training.pairs import PairDataset
-from npnet_training.sampling import Denoiser
 from npnet_training.training.embeddings import EmbeddingCache, model_key
 from npnet_training.training.factors import FactorCache
 from npnet_training.training.order import split_by_prompt
 from npnet_training.training.reading import BatchReader
 from npnet_training.training.settings import TrainSettings
+from npnet_training.training.source_model import source_denoiser
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     """Open the pairs and fill the caches, each process its share.
 
     Raises:
-        DatasetError: the pairs cannot be used, or their model gives other embeddings now.
+        DatasetError: the pairs cannot be used, or their model has another revision or other embeddings now.
         ModelError: prompts must be encoded and the model cannot be loaded.
         TrainError: a cache cannot be written.
     """
@@ -85,8 +84,7 @@ def _embeddings(
     missing = cache.missing(pairs.prompts)
     accelerator.wait_for_everyone()  # all have seen the same before any writes
     if missing:
-        pipe, _ = load_pipeline(info.model, device=accelerator.device, offline=settings.offline)
-        denoiser = Denoiser(pipe)
+        denoiser = source_denoiser(info, accelerator.device, offline=settings.offline)
         cache.fill(
             missing,
             lambda prompts: denoiser.encode(prompts, unconditional=False).prompt_embeds,

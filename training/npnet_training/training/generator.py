@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from npnet_training.errors import DatasetError
-from npnet_training.models import load_pipeline
 from npnet_training.sampling import Conditioning, Denoiser, sample_latents
 from npnet_training.training.loss_settings import SamplerSettings
 from npnet_training.training.source import SourceInfo
+from npnet_training.training.source_model import require_same, source_denoiser
 
 CACHE_BYTES = 256 << 20
 
@@ -46,21 +44,9 @@ class FrozenGenerator:
             ModelError: it cannot be loaded.
             DatasetError: it is not the model that the pairs were collected with.
         """
-        revision = None if Path(info.model).is_dir() else info.revision
         dtype: torch.dtype = getattr(torch, settings.dtype)
-        pipe, found = load_pipeline(
-            info.model, device=device, dtype=dtype, revision=revision, offline=offline
-        )
-        denoiser = Denoiser(pipe)
-        for name, expected, given in (
-            ("revision", info.revision, found.revision),
-            ("latent shape", info.latent_shape, denoiser.latent_shape),
-        ):
-            if None not in (expected, given) and expected != given:
-                raise DatasetError(
-                    f"the pairs are of {info.model} with {name} {expected}, but it has {given} now; collect "
-                    "again, or give the model back its files"
-                )
+        denoiser = source_denoiser(info, device, dtype, offline=offline)
+        require_same(info, "latent shape", info.latent_shape, denoiser.latent_shape)
         return cls(denoiser, settings)
 
     def latents(

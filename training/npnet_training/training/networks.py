@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,18 @@ def _autocast(module: nn.Module, device_type: str, *, halve: bool = False) -> No
             return forward(*arguments).float()
 
     setattr(module, "forward", run)  # noqa: B010
+
+
+def require_own_precision(precision: str) -> None:
+    """Refuse a precision of `accelerate launch` that is not the run's own, which alone would count.
+
+    Raises:
+        TrainError: they differ.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # as accelerate launch hands it on
+    if asked not in ("no", precision):
+        raise TrainError(
+            f"accelerate launch --mixed_precision {asked}: expected no or the run's --precision, "
+            f"given {precision}; give accelerate --mixed_precision no, and for bfloat16 npnet-train "
+            "--precision bf16"
+        )

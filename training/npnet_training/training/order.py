@@ -83,6 +83,11 @@ class BatchOrder:
             for start in range(0, len(share), self.part_size):
                 yield BatchRows(epoch, share[start : start + self.part_size].tolist())
 
+    def parts_of(self, rows: np.ndarray) -> list[BatchRows]:
+        """This process's share of some rows, such as those of validation, in parts; none is left out."""
+        own, size = rows[self.process :: self.processes], self.part_size
+        return [BatchRows(0, own[start : start + size].tolist()) for start in range(0, len(own), size)]
+
 
 def split_by_prompt(prompts: Sequence[str], share: float, seed: int) -> np.ndarray:
     """Whether each row is for validation, (rows,) bool: decided by a hash of its prompt.

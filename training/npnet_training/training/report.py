@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from npnet_training.noise_statistics import noise_statistics
 from npnet_training.training.data import TrainingData
 from npnet_training.training.losses import target_of
 from npnet_training.training.order import BatchRows
+from npnet_training.training.progress import Progress
+from npnet_training.training.settings import TrainSettings
 
 MOST, BATCH = 256, 32
 CURVES = "curves.png"
@@ -29,6 +32,36 @@ ABLATIONS = {
     "text off": ("alpha", *_TEXT),
 }
 """Parameters of an NPNet that are set to zero: the branches they end are then gone."""
+
+
+def summarize(
+    settings: TrainSettings, data: TrainingData, progress: Progress, last: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """What a run was and came to: `run.json` but for `report`, which is `describe`'s.
+
+    Args:
+        settings: of the run.
+        data: that it read.
+        progress: where it ended.
+        last: errors of its last weights.
+        seconds: that it took, since it was last resumed.
+    """
+    info = data.pairs.info
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "model": info.model,
+        "revision": info.revision,
+        "pairs": {
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "quarantined": data.quarantined,
+        },
+        "steps": progress.step,
+        "seconds": round(seconds, 1),
+        "best_validation_loss": progress.best if math.isfinite(progress.best) else None,
+        "last": last,
+        "history": progress.history,
+    }
 
 
 def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, Any]:

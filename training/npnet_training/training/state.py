@@ -32,11 +32,50 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from npnet_runtime.files import atomic_directory
+from npnet_runtime.networks import NetworkConfig
 from npnet_training.errors import TrainError
+from npnet_training.settings import differences
 from npnet_training.training.averaging import WeightAverage
+from npnet_training.training.settings import RESUMABLE, TrainSettings
+from npnet_training.training.source import SourceInfo
 
 FORMAT_VERSION = 2
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def require_folder(run: Path, *, resume: bool) -> None:
+    """Make the folder of a run; one that is not empty may only be gone on with.
+
+    Raises:
+        TrainError: it is not empty, or cannot be written.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())) and not resume:
+        raise TrainError(f"{run} is not empty: go on with --resume, or give another --output")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"--output {run}: cannot be written ({error})") from error
+
+
+def identity_of(settings: TrainSettings, info: SourceInfo, config: NetworkConfig) -> dict[str, Any]:
+    """What must be the same when a run is resumed: settings, network and data, as they are read back."""
+    values = settings.model_dump(mode="json", exclude=set(RESUMABLE) | {"data"})
+    identity = {"settings": values, "data": info.digest, "network": config.to_dict()}
+    read: dict[str, Any] = json.loads(json.dumps(identity))  # without tuples
+    return read
+
+
+def require_same_run(folder: Path, found: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse a state of other settings, another network or other data than a run's own.
+
+    Raises:
+        TrainError: they differ.
+    """
+    wrong = [line for part in ("settings", "network") for line in differences(found[part], own[part])]
+    if found["data"] != own["data"]:
+        wrong.append("data: other pairs than it began with")
+    if wrong:
+        raise TrainError(f"--resume: {folder} is of another run:\n  " + "\n  ".join(wrong))
 
 
 def whole_weights(network: nn.Module) -> dict[str, Tensor]:

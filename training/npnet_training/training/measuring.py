@@ -1,0 +1,55 @@
+"""Errors of a network in training, over pairs that are shared out among its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from npnet_training.training.batch import TrainBatch
+from npnet_training.training.losses import Loss, target_of
+
+
+def golden_of(network: nn.Module, batch: TrainBatch) -> Tensor:
+    """The network's golden noise of a batch, (B, C, H, W)."""
+    golden: Tensor = network(batch.source, batch.prompt_embeds, batch.factors)
+    return golden
+
+
+@torch.no_grad()
+def measure(
+    accelerator: Accelerator, network: nn.Module, batches: Iterable[TrainBatch], loss: Loss | None
+) -> dict[str, float]:
+    """Mean squared errors of the identity map and of the network, and its loss.
+
+    Every process must call it.
+
+    Args:
+        accelerator: of the run.
+        network: as prepared for training; it is left in evaluation mode.
+        batches: this process's share of the pairs.
+        loss: to measure as well.
+
+    Returns:
+        `identity` and `mse`, of one number of the noise; `explained`, the share of the target change that the
+        network explains; `loss`, of a pair, if it is asked for.
+    """
+    network.eval()
+    sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
+    for batch in batches:
+        target, golden = target_of(batch), golden_of(network, batch)
+        sums[0] += (target - batch.source).double().square().sum()
+        sums[1] += (target - golden.float()).double().square().sum()
+        sums[2] += target.numel()
+        if loss is not None:
+            sums[3] += len(batch) * loss(golden, batch).double()
+            sums[4] += len(batch)
+    identity, ours, count, total, pairs = accelerator.reduce(sums, "sum").tolist()
+    found = {
+        "identity": identity / count,
+        "mse": ours / count,
+        "explained": 1 - ours / identity if identity else 0.0,
+    }
+    return found | {"loss": total / pairs} if loss is not None else found
