@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -28,6 +30,7 @@ MAY_IMPORT = {
     "npnet_export": {"npnet_kernels", "npnet_runtime"},
     "npnet_training": {"npnet_kernels", "npnet_runtime", "npnet_export"},
 }
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 EXISTING = [name for name, folder in PACKAGES.items() if (folder / name).is_dir()]
 
 
@@ -71,8 +74,38 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
     entry_points = wheel.read(f"{folder}/entry_points.txt").decode()
-    for command in ("npnet-export = npnet_export.cli:main", "npnet-demo = npnet_training.demo.cli:main"):
-        assert command in entry_points
+    for name, target in SCRIPTS.items():
+        assert f"{name} = {target}" in entry_points
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_run_their_command(name: str) -> None:
+    result = _script(name, "", "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"usage: {name}" in result.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_can_be_interrupted_while_they_import(name: str) -> None:
+    """Ctrl-C when torch, which every command needs, begins to be imported."""
+    interrupting = (
+        "import os, signal\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+    )
+    result = _script(name, interrupting, "--help")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "stopped\n")
+
+
+def _script(name: str, before: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run what pip writes for an entry point."""
+    module, _, function = SCRIPTS[name].partition(":")
+    code = f"import sys\n{before}from {module} import {function} as main\nsys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PACKAGES.values()))}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_bundled_models_are_as_listed(wheel: zipfile.ZipFile) -> None:

@@ -26,11 +26,13 @@ from npnet_export.stages import Stages
 from npnet_export.verification import Verification, record, reference_network, verify
 from npnet_export.weights import WeightsRequest, all_models, get_model
 from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.checkpoint import own_config
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
 from npnet_runtime.interruption import STOPPING, handling
 from npnet_runtime.manifest import FILENAME
 from npnet_runtime.models import ModelSpec
+from npnet_runtime.packaged import PackagedModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,6 +169,17 @@ def _size(settings: ExportSettings) -> str:
     return f"about {size / 1e6:.0f} MB" if size else "a bundle of a size that is not known before the weights"
 
 
+def _shapes(spec: ModelSpec | PackagedModel) -> str:
+    try:
+        config = spec.config if isinstance(spec, ModelSpec) else own_config(spec.path())
+    except NPNetError as error:  # one broken checkpoint must not hide the other models
+        return f"not known: {error}"
+    if config is None:
+        return "not known: its checkpoint does not say"
+    noise, prompt = ("x".join(map(str, shape)) for shape in (config.latent_shape, config.text_shape))
+    return f"{noise}, prompt {prompt}"
+
+
 def _list() -> None:
     print("models:")
     for spec in all_models().values():
@@ -175,10 +188,7 @@ def _list() -> None:
             f"      weights  {spec.description}\n"
             f"      for      {spec.base_model} ({spec.pipeline_class}), guidance {spec.guidance_scale}"
         )
-        if isinstance(spec, ModelSpec):
-            shapes = (spec.config.latent_shape, spec.config.text_shape)
-            noise, prompt = ("x".join(map(str, shape)) for shape in shapes)
-            print(f"      noise    {noise}, prompt {prompt}")
+        print(f"      noise    {_shapes(spec)}")
     print("engines, each in fp32, fp16 or bf16:")
     for name, kind in ENGINES.items():
         print(f"  {name:<12} {kind.description}")

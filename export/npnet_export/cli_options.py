@@ -109,7 +109,7 @@ def verify_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="npnet-export verify",
         description="Compare golden noise of an engine bundle with the float32 PyTorch network.",
-        epilog="exit status: 0 agrees, 1 disagrees or could not be run, 2 wrong usage",
+        epilog="exit status: 0 agrees, 1 disagrees or could not be run, 2 wrong usage, 130 interrupted",
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     _add_weights(parser, "what the manifest names")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.errors import BundleError
+from npnet_runtime.errors import BundleError, InputError
 from npnet_runtime.graphs import graphs
 
 SUFFIX = ".pt2"
@@ -37,14 +37,28 @@ class AotiBackend:
         # The package's own bookkeeping of concurrent calls makes the host wait for the GPU and cannot be
         # captured in a graph. Without it, one thread at a time may add its work.
         self._lock = threading.Lock()
-        self._packages = {name: self._load(bundle, name + SUFFIX) for name in graphs(bundle.manifest.config)}
+        self._max_batch = bundle.manifest.max_batch
+        self._graphs = graphs(bundle.manifest.config)
+        self._packages = {name: self._load(bundle, name + SUFFIX) for name in self._graphs}
 
     def for_capture(self) -> AotiBackend:
         """See `Backend`: it keeps nothing from one run to the next."""
         return self
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """See `Backend`."""
+        """See `Backend`.
+
+        Raises:
+            InputError: of other shapes, or more rows than the engine was built for.
+        """
+        # The packages do not look: they would read and write what lies beyond.
+        rows, shapes = len(inputs[0]), self._graphs[graph].inputs.values()
+        given = [tuple(tensor.shape) for tensor in inputs]
+        if not 1 <= rows <= self._max_batch or given != [(rows, *shape) for shape in shapes]:
+            raise InputError(
+                f"{graph}: expected inputs of shapes {list(shapes)} behind one batch of 1 to "
+                f"{self._max_batch}, given {given}; call it in parts, or build with a larger --max-batch"
+            )
         with self._lock:
             return tuple(self._packages[graph].boxed_run([tensor.contiguous() for tensor in inputs]))
 

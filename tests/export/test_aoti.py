@@ -21,9 +21,11 @@ from npnet_export import ExportError, ExportSettings, export
 from npnet_export.parity import TOLERANCES
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
+from npnet_runtime.backends.aoti_backend import AotiBackend
 from npnet_runtime.backends.machine import this_platform
 from npnet_runtime.bundle import write_bundle
-from npnet_runtime.errors import BundleError
+from npnet_runtime.errors import BundleError, InputError
+from npnet_runtime.graphs import graphs
 from npnet_runtime.models import MODELS
 from support.networks import noise_and_prompts
 
@@ -107,6 +109,24 @@ def test_concurrent_calls(bundle: EngineBundle) -> None:
     for thread in threads:
         thread.join()
     assert all(torch.equal(given[i], expected[i]) for i in range(8))
+
+
+@pytest.mark.parametrize("graph", ["prompt_half", "spectral_head"])
+def test_the_back_end_refuses_other_shapes(bundle: EngineBundle, graph: str) -> None:
+    """Cut into batches it is never given them; but the packages themselves look at nothing."""
+    backend = AotiBackend(bundle, torch.device("cpu"))
+    config, largest = bundle.manifest.config, bundle.manifest.max_batch
+
+    def inputs(*rows: int, more: int = 0) -> list[torch.Tensor]:
+        shapes = graphs(config)[graph].inputs.values()
+        given = [torch.ones(rows[i % len(rows)], *shape) for i, shape in enumerate(shapes)]
+        given[-1] = torch.ones(*given[-1].shape[:-1], given[-1].shape[-1] + more)
+        return given
+
+    assert all(len(output) == largest for output in backend.run(graph, *inputs(largest)))
+    for wrong in (inputs(largest + 1), inputs(0), inputs(2, 1), inputs(1, more=1)):
+        with pytest.raises(InputError, match=rf"{graph}: expected .* one batch of 1 to {largest}, given"):
+            backend.run(graph, *wrong)
 
 
 @pytest.mark.parametrize("content", [b"", b"no package", b"PK\x03\x04" + bytes(200)])

@@ -70,6 +70,13 @@ def test_help_and_readme_say_which_engine(capsys: pytest.CaptureFixture[str]) ->
             assert said in text
 
 
+def test_help_says_every_status(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["verify", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "130 interrupted" in " ".join(capsys.readouterr().out.split())
+
+
 def test_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "sdxl", "--output", str(tmp_path / "sdxl"), "--dry-run", "--precision", "fp16"]
     assert main(arguments) == 0

@@ -87,8 +87,22 @@ def test_listed(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for name, model in PACKAGED.items():
         assert f"  {name}\n      weights  {model.description}\n" in printed
+    assert printed.count("noise    4x16x16, prompt 16x64\n") == len(PACKAGED)
     assert main(["--model", "shape"]) == 1
     assert "shapes, shapes-npnet" in capsys.readouterr().err
+
+
+def test_listed_with_the_shapes_of_its_checkpoint(carrier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = SMALL_ATTENTION
+    shapes = ("x".join(map(str, shape)) for shape in (config.latent_shape, config.text_shape))
+    assert main(["--list"]) == 0
+    assert "      noise    {}, prompt {}\n".format(*shapes) in capsys.readouterr().out
+    alter(carrier / "assets" / "golden.safetensors")
+    assert main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "      noise    not known: " in printed
+    assert "it was altered" in printed
+    assert "shapes-npnet" in printed
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,11 @@ def run(
         epilog: text below the options in `--help`.
         arguments: of the command line; None for those of the process.
         work: what the command does; returns its exit status.
-        stopped: what is said of an interruption.
+        stopped: what is said of an interruption, and of a disk that is full.
 
     Returns:
-        That status, 2 after an error, 130 if it was interrupted, by Ctrl-C, SIGTERM or SIGHUP.
+        That status, 2 after an error of this project or of the operating system, 130 if it was
+        interrupted, by Ctrl-C, SIGTERM or SIGHUP.
     """
     try:
         # SIGTERM and a closed terminal unwind as Ctrl-C does, so that nothing temporary is left behind.
@@ -41,6 +42,10 @@ def run(
             return work(settings)
     except NPNetError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # wherever a file is written: the disk may be full
+        hint = "make room, or check the permissions"
+        print(f"error: cannot be read or written: {error}; {hint}; {stopped}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; {stopped}", file=sys.stderr)

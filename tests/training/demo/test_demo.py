@@ -20,6 +20,7 @@ from npnet_training.demo import DemoSettings, checks, demonstrate
 from npnet_training.demo.cli import main
 from npnet_training.demo.summary import STRICT
 from npnet_training.sampling import draw_noise
+from npnet_training.shapes import assets
 from npnet_training.shapes.assets import load_pipeline
 from npnet_training.shapes.grammar import Facts, prompts
 from npnet_training.shapes.verify import verify
@@ -249,8 +250,20 @@ def test_weights_are_checked(
         "missing": "No such file",
         "unlisted": "expected the golden-noise weights",
     }
-    assert says[damage] in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert says[damage] in said
+    assert "pip install" not in said
+    assert damage == "unlisted" or f"write_manifest(Path('{folder}'))" in said
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_altered_bundled_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    alter(folder / "golden" / "npnet.safetensors")
+    monkeypatch.setattr(assets, "FOLDER", folder)
+    with pytest.raises(assets.ShapesAssetsError, match=r"was altered.*reinstall with pip install"):
+        assets.check(folder)
 
 
 def test_folders(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,16 @@ from npnet_export.weights import WeightsRequest
 from npnet_runtime import checkpoint
 from npnet_runtime.prompt_attention import PromptAttentionConfig
 from npnet_runtime.random_weights import random_state
-from npnet_training.errors import EvaluateError, ScorerError, SettingsError
-from npnet_training.evaluation import Arm, EvaluateSettings, Evaluator, Results, evaluate
+from npnet_training.errors import EvaluateError, ModelError, ScorerError, SettingsError
+from npnet_training.evaluation import Arm, EvaluateSettings, Evaluator, Results, evaluate, features
 from npnet_training.evaluation import arms as arms_module
 from npnet_training.evaluation import evaluator as evaluator_module
 from npnet_training.evaluation.cli import main
 from npnet_training.evaluation.report import write_report
+from npnet_training.evaluation.results import FILE
+from npnet_training.prompts import Prompt
 from npnet_training.sampling import Denoiser
+from npnet_training.scorers.registry import BUILT_IN
 from support.pipelines import PIPELINES
 
 QUICK: dict[str, Any] = {
@@ -184,6 +190,85 @@ def test_a_damaged_batch(settings: EvaluateSettings) -> None:
     damaged.write_text(damaged.read_text()[:100])
     with pytest.raises(EvaluateError, match="is damaged"):
         evaluate(with_(settings, resume=True))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"settings": 3}', '{"settings": {}}'])
+def test_a_damaged_record(settings: EvaluateSettings, text: str) -> None:
+    settings.output.mkdir()
+    (settings.output / FILE).write_text(text)
+    with pytest.raises(EvaluateError, match=r"evaluation.json is damaged .*give another --output"):
+        evaluate(with_(settings, resume=True))
+
+
+def test_best_of_n_where_its_scorer_fails(
+    settings: EvaluateSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception at one prompt: its plain images stay. NaN for a plain image: another candidate."""
+    monkeypatch.setitem(BUILT_IN, "moody", "support.scorers:Moody")
+    arm = "best-of-3:moody"
+    results = evaluate(with_(settings, arms=(arm,), batch=8))
+    plain, best = (results.arms[name]["scores"]["brightness"] for name in ("plain", arm))
+    failed = np.array([row["prompt"] == "prompt b" for row in results.rows])
+    assert (best[failed] == plain[failed]).all()
+    assert (best[~failed] != plain[~failed]).all()  # Moody likes no first image
+    summary = write_report(results, settings.output, resamples=100)
+    assert summary["results"][arm]["unjudged"] == failed.sum() == 2
+    assert f"2 images of {arm} are plain ones" in (settings.output / "report.md").read_text()
+    assert summary["results"]["plain"]["unjudged"] == 0
+
+
+def test_a_full_disk(
+    settings: EvaluateSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = with_(settings, arms=())
+    config = settings.output.parent / "evaluate.yaml"
+    config.write_text(settings.to_yaml())
+
+    def half(image: Image.Image, path: Path, *_: object) -> None:
+        Path(path).write_bytes(b"half a picture")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", half)
+        assert main(["--config", str(config)]) == 2
+    assert re.search(r"No space left .*; go on with --resume\n$", capsys.readouterr().err)
+    assert not list((settings.output / "pictures").iterdir())
+    assert main(["--config", str(config), "--resume"]) == 0
+    (picture,) = (settings.output / "pictures").iterdir()
+    assert Image.open(picture).format == "PNG"
+
+
+def test_diversity_by_dino(
+    settings: EvaluateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cosine distance of the pooled output, as a Euclidean one, of DINOv2 with random weights."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    folder = tmp_path / "dino"
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    network = Dinov2Model(Dinov2Config(**sizes, image_size=28, patch_size=14)).eval()
+    network.save_pretrained(folder)
+    prepare = BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28})
+    prepare.save_pretrained(folder)
+    monkeypatch.setattr(features, "DINO", str(folder))
+
+    settings = with_(settings, arms=(), seeds=3, batch=6, diversity="dino", offline=True)
+    values, images = Evaluator(settings).make([Prompt("prompt a")] * 3 + [Prompt("prompt b")] * 3, 0)
+    with torch.no_grad():
+        pooled = network(**prepare(images["plain"], return_tensors="pt")).pooler_output.double()
+    expected = []
+    for of_prompt in (pooled[:3], pooled[3:]):
+        cosines = [
+            torch.cosine_similarity(of_prompt[a], of_prompt[b], 0) for a, b in ((0, 1), (0, 2), (1, 2))
+        ]
+        expected.append(float(sum((2 - 2 * cosine) ** 0.5 for cosine in cosines) / 3))
+    assert values["arms"]["plain"]["diversity"] == pytest.approx(expected, rel=1e-3)
+    assert min(expected) > 1e-3
+
+    monkeypatch.setattr(features, "DINO", str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="--diversity dino needs .*give --diversity pixels"):
+        features.load_features("dino", offline=True)
 
 
 def test_command_line(settings: EvaluateSettings, capsys: pytest.CaptureFixture[str]) -> None:

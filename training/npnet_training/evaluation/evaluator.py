@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from npnet_runtime import __version__
@@ -26,7 +27,7 @@ from npnet_training.models import load_pipeline
 from npnet_training.noise_statistics import noise_statistics
 from npnet_training.prompts import Prompt, read_prompts
 from npnet_training.sampling import Denoiser, draw_noise, sample_images
-from npnet_training.scorers import load_scorer, score_all
+from npnet_training.scorers import Scorer, load_scorer, score_all
 from npnet_training.settings import differences
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class Evaluator:
             began = self._now()
             noise = plain if arm.change is None else arm.change(plain, conditioning)
             changed = self._now()
-            images[arm.name] = self._images(arm, texts, conditioning, noise, seeds)
+            images[arm.name], unjudged = self._images(arm, texts, conditioning, noise, seeds)
             found[arm.name] = {
+                "unjudged": unjudged,
                 "noise_seconds": changed - began,
                 "image_seconds": self._now() - changed,
                 "noise": noise_statistics(noise, plain),
@@ -97,20 +99,21 @@ class Evaluator:
 
     def _images(
         self, arm: Arm, texts: list[str], conditioning: Any, noise: Tensor, seeds: list[int]
-    ) -> list[Image.Image]:
+    ) -> tuple[list[Image.Image], int]:
+        """Images, and how many are the first candidate because the chooser gave none of theirs a number."""
         sample = self.settings.sample
         best = sample_images(self.pipe, conditioning, noise, sample, seeds=seeds)
         if arm.chooser is None:
-            return best
-        scores = np.asarray(arm.chooser.score(texts, best), np.float64)
+            return best, 0
+        scores = _ranks(arm.name, arm.chooser, texts, best)
         for candidate in range(1, arm.candidates):
             others = [seed + candidate * CANDIDATES for seed in seeds]
             noise = draw_noise(others, self.denoiser.latent_shape).to(self.settings.device)
             images = sample_images(self.pipe, conditioning, noise, sample, seeds=others)
-            given = np.asarray(arm.chooser.score(texts, images), np.float64)
+            given = _ranks(arm.name, arm.chooser, texts, images)
             for row in np.flatnonzero(given > scores):
                 best[row], scores[row] = images[row], given[row]
-        return best
+        return best, int(np.isneginf(scores).sum())
 
     def _diversity(self, images: list[Image.Image]) -> list[float]:
         count = self.settings.seeds
@@ -136,8 +139,9 @@ def evaluate(
         report: told the number of images judged in each arm, after every batch.
 
     Raises:
-        EvaluateError: the folder holds another evaluation, or cannot be written.
+        EvaluateError: the folder holds another or a damaged evaluation, or cannot be written.
         TrainingError: a model, arm, scorer or prompt is wrong.
+        OSError: the disk is full; what was stored before stays.
     """
     prompts = list(islice(read_prompts(settings.prompts), settings.max_prompts))
     distinct: dict[str, Prompt] = {}
@@ -173,14 +177,20 @@ def _begin(settings: EvaluateSettings, evaluator: Evaluator) -> None:
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
         if not settings.resume:
             raise EvaluateError(
                 f"{settings.output} holds an evaluation: go on with --resume, or give another --output"
             )
         same = ("arms", "engines", "model_revision")
-        wrong = differences(found["settings"], own["settings"])  # type: ignore[arg-type]
-        wrong += differences({k: found[k] for k in same}, {k: own[k] for k in same})
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            wrong = differences(found["settings"], own["settings"])  # type: ignore[arg-type]
+            wrong += differences({k: found[k] for k in same}, {k: own[k] for k in same})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluateError(
+                f"{path} is damaged ({type(error).__name__}: {error}): nothing says what the batches beside "
+                "it were made with; bring it back from a copy, or give another --output"
+            ) from error
         if wrong:
             raise EvaluateError(f"{settings.output} was made with other settings:\n  " + "\n  ".join(wrong))
         return
@@ -212,8 +222,14 @@ def _save_pictures(settings: EvaluateSettings, first: int, images: dict[str, lis
             number = first + row
             if number % settings.seeds == 0 and number // settings.seeds < settings.pictures:
                 path = settings.output / "pictures" / f"{number // settings.seeds:04d}-{arm}.png"
-                path.parent.mkdir(exist_ok=True)
-                image.save(path)
+                with atomic_file(path) as temporary:
+                    image.save(temporary, "PNG")
+
+
+def _ranks(name: str, chooser: Scorer, texts: list[str], images: list[Image.Image]) -> NDArray[np.float64]:
+    """Scores (N,), minus infinity where the chooser gave no number: there any other candidate wins."""
+    scores = np.array(score_all({name: chooser}, texts, images)[name], np.float64)
+    return np.where(np.isnan(scores), -np.inf, scores)
 
 
 def _finite(scores: dict[str, list[float]]) -> dict[str, list[float | None]]:

@@ -51,6 +51,11 @@ def write_report(results: Results, folder: Path, *, resamples: int = 10_000) -> 
         f"{settings['seeds']} seed(s) each, the same in all arms; {settings['sample']['steps']} steps, "
         f"guidance {settings['sample']['guidance']}. Differences are arm minus plain, with 95 % intervals by "
         f"bootstrap over prompts; p is that of the two-sided sign test."
+        + "".join(
+            f" {entry['unjudged']} images of {name} are plain ones: its scorer gave no candidate a number."
+            for name, entry in summary["results"].items()
+            if entry["unjudged"]
+        )
     )
     with atomic_file(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

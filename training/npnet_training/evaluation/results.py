@@ -31,8 +31,9 @@ class Results:
     Args:
         about: settings, versions, arms.
         rows: prompt, seed and fields of each image.
-        arms: by name: `scores` by scorer (N,), `diversity` (prompts,), `noise` by statistic (N,), and
-            seconds per image for noise and images, one for each batch.
+        arms: by name: `scores` by scorer (N,), `diversity` (prompts,), `noise` by statistic (N,),
+            seconds per image for noise and images, one for each batch, and `unjudged`: how many images of
+            best-of-N are the first candidate because its scorer gave none of theirs a number.
     """
 
     about: dict[str, Any]
@@ -101,6 +102,7 @@ class Results:
                 "image_ms": _spread(arm["image_seconds"]),
                 "noise": {key: float(np.mean(arm["noise"][key])) for key in STATISTICS},
                 "diversity": float(np.mean(arm["diversity"])) if len(arm["diversity"]) else None,
+                "unjudged": arm["unjudged"],
                 "scores": {},
             }
             for scorer in self.scorers:
@@ -126,6 +128,7 @@ def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
         "scores": {name: flat("scores", name) for name in parts[0]["scores"]},
         "noise": {name: flat("noise", name) for name in STATISTICS},
         "diversity": np.array([value for part in parts for value in part["diversity"]], np.float64),
+        "unjudged": sum(part.get("unjudged", 0) for part in parts),
         **{
             key: np.array([part[key] / size for part, size in zip(parts, sizes, strict=True)])
             for key in ("noise_seconds", "image_seconds")

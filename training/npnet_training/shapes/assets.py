@@ -53,7 +53,7 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
     try:
         return check_files(folder)
     except PackagedError as error:
-        raise ShapesAssetsError(_broken(error)) from error
+        raise ShapesAssetsError(_broken(folder, error)) from error
 
 
 def load_pipeline(
@@ -86,9 +86,13 @@ def load_pipeline(
     return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, **options).to(device)
 
 
-def _broken(error: PackagedError) -> str:
+def _broken(folder: Path, error: PackagedError) -> str:
+    if folder == FOLDER:
+        way = "reinstall with pip install --force-reinstall npnet-runtime"
+    else:
+        listing = f"npnet_training.shapes.assets.write_manifest(Path({str(folder)!r}))"
+        way = f"if you changed it, list it again with {listing}"
     return (
-        f"the embedded model is incomplete: {error}; reinstall with "
-        "pip install --force-reinstall npnet-runtime, or make it again with "
+        f"the embedded model is incomplete: {error}; {way}, or make it again with "
         "python -m npnet_training.shapes.build --output DIR"
     )
