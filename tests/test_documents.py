@@ -14,12 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from npnet_training.shapes.assets import FOLDER
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STUDY = json.loads((ROOT / "training" / "results" / "study.json").read_text())
+CONDITIONS_OF = {
+    "main": ("base", "diversity"),
+    "weaker": ("weaker model", "diversity of the weaker model"),
+}
 # What the suite stands on already, or is.
 NOT_REPEATED = ("pip install", "pytest", "git ", "python -m venv", "source ", "ruff ", "mypy")
 
@@ -55,6 +62,9 @@ def test_run_readme(tmp_path: Path) -> None:
                 argv = [sys.executable, "-c", code]
             result = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert result.returncode == 0, f"{step or code}\n{result.stdout}\n{result.stderr}"
+    arms = json.loads((tmp_path / "demo" / "demo.json").read_text())["denoisers"]["main"]["arms"]
+    assert 0.5 < arms["plain"]["strict"]["rate"] < 0.85
+    assert arms["golden"]["strict"]["low"] > 0.05  # the bundled weights are worth what is said of them
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + path.name)
@@ -83,18 +93,38 @@ def test_results_are_those_committed() -> None:
         ]
 
 
+def test_the_study_is_of_what_is_bundled() -> None:
+    listed = json.loads((FOLDER / "assets.json").read_text())["files"]
+    for name in ("npnet", "prompt-attention"):
+        assert STUDY["networks"][name] == listed[f"golden/{name}.safetensors"]["sha256"]
+    for condition in STUDY["conditions"].values():
+        unet = {"shapes": "unet", "shapes-weak": "unet-weak"}.get(condition["model"])
+        if unet is not None:
+            weights = listed[f"{unet}/diffusion_pytorch_model.safetensors"]["sha256"]
+            assert condition["denoiser"] == weights
+
+
+@pytest.mark.parametrize("model", CONDITIONS_OF)
+def test_the_study_meets_the_aim(model: str) -> None:
+    """Ten points over plain noise, more than the better of two seeds, a tenth of variety lost at most."""
+    base, diversity = (
+        {row["arm"]: row for row in STUDY["conditions"][name]["rows"]} for name in CONDITIONS_OF[model]
+    )
+    golden, better = base["prompt-attention"], base["best-of-2:shapes"]
+    assert golden["against_plain"]["low"] > 0.10
+    assert golden["strict"] > better["strict"]
+    assert golden["images_sampled"] < better["images_sampled"]
+    assert diversity["prompt-attention"]["diversity"] > 0.9 * diversity["plain"]["diversity"]
+
+
 def test_the_study_is_the_one_committed() -> None:
     """Every row of the README's table of the study stands in its JSON."""
-    study = json.loads((ROOT / "training" / "results" / "study.json").read_text())["conditions"]
+    study = STUDY["conditions"]
     text = (ROOT / "README.md").read_text()
     found = re.findall(r"\| (main|weaker) \| .* \*\*([\d.]+) %\*\* \| (\S*).* \| ([\d.]*) \|", text)
     assert len(found) >= 8
-    conditions = {
-        "main": ("base", "diversity"),
-        "weaker": ("weaker model", "diversity of the weaker model"),
-    }
     for model, share, points, variety in found:
-        base, diversity = conditions[model]
+        base, diversity = CONDITIONS_OF[model]
         varieties = {row["arm"]: f"{row['diversity']:.3f}" for row in study[diversity]["rows"]}
         assert any(
             f"{100 * row['strict']:.1f}" == share
