@@ -18,7 +18,9 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, delete it otherwise.
+    """Yield an empty temporary file beside `path`; rename it to `path` on success, delete it otherwise.
+
+    It gets the permissions of a new file, whichever its writer chose.
 
     Raises:
         OSError: the folder cannot be written, or is full.
@@ -26,7 +28,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only their owner reads
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

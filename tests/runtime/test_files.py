@@ -25,6 +25,19 @@ def test_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["file"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_file_follows_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "file") as temporary:
+            temporary.unlink(missing_ok=True)
+            temporary.touch(0o400)  # a writer that chooses for itself
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
 def test_file_replaces(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
 from npnet_training.errors import SettingsError
-from npnet_training.settings import Settings, parse, validate
+from npnet_training.settings import WHOLE, Settings, parse, validate
 
 
 class Inner(Settings):
@@ -28,6 +28,8 @@ class Outer(Settings):
     """Model to load."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the noise."""
+    texts: Annotated[tuple[str, ...], WHOLE] = ("none",)
+    """Texts, with commas or not."""
     dry_run: bool = False
     """Only say what would be done."""
     limit: int | None = None
@@ -44,6 +46,17 @@ def test_flags() -> None:
     settings = read("--model", "m", "--inner.kind", "b", "--seeds", "1", "--seeds", "2", "--dry-run")
     assert settings == Outer(model="m", seeds=(1, 2), dry_run=True, inner=Inner(kind="b"))
     assert read("--model", "m", "--seeds", "3,4", "--limit", "5").seeds == (3, 4)
+
+
+def test_a_whole_element_keeps_its_commas(tmp_path: Path) -> None:
+    texts = ("a, b", 'c "d', "5", "[e]")
+    flags = [flag for text in texts for flag in ("--texts", text)]
+    assert read("--model", "m", *flags, "--seeds", "3,4") == Outer(model="m", texts=texts, seeds=(3, 4))
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: m\ntexts: ['f, g']\n")
+    assert read("--config", str(file)).texts == ("f, g",)
+    assert read("--config", str(file), "--texts", "h").texts == ("h",)
+    assert read("--model", "m").texts == ("none",)
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

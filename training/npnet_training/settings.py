@@ -21,6 +21,9 @@ from pydantic_settings import SettingsError as ParsingError
 from npnet_runtime import __version__
 from npnet_training.errors import SettingsError
 
+WHOLE = "an element may hold commas"
+"""Marks a tuple, as in `Annotated[tuple[str, ...], WHOLE]`: it is given by repeating its flag only."""
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown field, every field documented by the string below it."""
@@ -38,7 +41,8 @@ S = TypeVar("S", bound=Settings)
 def parse(cls: type[S], prog: str, arguments: Sequence[str] | None = None, *, epilog: str | None = None) -> S:
     """Settings from `--config FILE` and flags, which win over the file.
 
-    A field `a.b` is the flag `--a.b`, with `-` for `_`; a tuple is given by repeating its flag, or as `1,2`.
+    A field `a.b` is the flag `--a.b`, with `-` for `_`; a tuple is given by repeating its flag, or as `1,2`
+    unless it is marked `WHOLE`.
 
     Args:
         cls: what to make.
@@ -60,6 +64,15 @@ def parse(cls: type[S], prog: str, arguments: Sequence[str] | None = None, *, ep
     parser.add_argument("--config", type=Path, metavar="YAML", help="settings to start from")
     config, _ = _Config(add_help=False, allow_abbrev=False).parse_known_args(arguments)
     from_file = {} if config.config is None else read_yaml(config.config)
+    whole: dict[str, list[str]] = {}
+
+    def read_flags(root: argparse.ArgumentParser, given: Sequence[str] | None) -> dict[str, Any]:
+        flags = vars(root.parse_args(given))
+        marked = [
+            name for name in flags if name in cls.model_fields and WHOLE in cls.model_fields[name].metadata
+        ]
+        whole.update({name: flags.pop(name) for name in marked})
+        return flags
 
     class Cli(BaseSettings, cls):  # type: ignore[misc, valid-type]
         model_config = SettingsConfigDict(
@@ -76,13 +89,13 @@ def parse(cls: type[S], prog: str, arguments: Sequence[str] | None = None, *, ep
             cls, settings_cls: type[BaseSettings], *_: Any, **__: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             # Not the environment: a setting must be on record.
-            flags: Any = CliSettingsSource(settings_cls, root_parser=parser)
+            flags: Any = CliSettingsSource(settings_cls, root_parser=parser, parse_args_method=read_flags)
             return flags(args=list(arguments) if arguments is not None else True), InitSettingsSource(
                 settings_cls, from_file
             )
 
     try:
-        return cls.model_validate(Cli().model_dump(exclude={"config"}, exclude_unset=True))
+        return cls.model_validate(Cli().model_dump(exclude={"config"}, exclude_unset=True) | whole)
     except (ValidationError, ParsingError) as error:
         raise SettingsError(f"{_explain(error)}\nsee {prog} --help") from error
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from PIL import Image
 
 from npnet_export.cli import main as npnet_export
 from npnet_runtime import EngineBundle, GoldenNoise
+from npnet_runtime.files import sha256
 from npnet_training.demo import DemoSettings, checks, demonstrate
 from npnet_training.demo.cli import main
 from npnet_training.demo.summary import STRICT
+from npnet_training.errors import DemoError
 from npnet_training.sampling import draw_noise
 from npnet_training.shapes import assets
-from npnet_training.shapes.assets import load_pipeline
+from npnet_training.shapes.assets import FOLDER, load_pipeline, write_manifest
 from npnet_training.shapes.grammar import Facts, prompts
 from npnet_training.shapes.verify import verify
 from support.damage import alter
@@ -195,6 +198,14 @@ REFUSED = {
     "unknown colour": (["--prompts", "a pink circle"], r"red, green, blue.*'a pink circle'"),
     "none": (["--prompts", "0"], "expected 1 to"),
     "too many": (["--prompts", "1000000000"], "expected 1 to"),
+    "below none": (["--prompts", "-3"], "expected 1 to 20000 held-out prompts, in digits, given -3"),
+    "a fraction": (["--prompts", "3.5"], "in digits, given 3.5"),
+    "a sign": (["--prompts", "+5"], r"in digits, given \+5"),
+    "no number": (["--prompts", "nan"], "in digits, given nan"),
+    "very many": (["--prompts", "9" * 5000], "in digits, given 99"),
+    "a comma": (["--prompts", "a red circle, a blue square"], "given 'a red circle, a blue square', with"),
+    "one of two": (["--prompts", "a red circle", "--prompts", "b, c"], "given 'b, c', with"),
+    "going back": (["--prompts", "a red circle above a blue cross below a cyan square"], "'above' and then"),
     "empty": (["--prompts", ""], "given '', with 0 words"),
     "no such file": (["--prompts", "nowhere.txt"], "expected a file of prompts"),
     "engine": (["--engine", "tensorrt"], "--engine"),
@@ -240,9 +251,8 @@ def test_weights_are_checked(
     elif damage == "missing":
         weights.unlink()
     else:
-        listing = json.loads((folder / "assets.json").read_text())
-        del listing["files"]["golden/prompt-attention.safetensors"]
-        (folder / "assets.json").write_text(json.dumps(listing))
+        weights.unlink()
+        write_manifest(folder)
     options = ["--model-dir", str(folder), "--output", str(tmp_path / "out"), "--prompts", "2", *QUICK]
     assert main(options) == 2
     says = {
@@ -266,6 +276,41 @@ def test_an_altered_bundled_model(model: Path, tmp_path: Path, monkeypatch: pyte
         assets.check(folder)
 
 
+def test_the_weak_denoiser_must_be_there(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    shutil.rmtree(folder / "unet-weak")
+    write_manifest(folder)
+    options = ["--model-dir", str(folder), "--output", str(tmp_path / "out"), "--prompts", "1", *QUICK]
+    assert main([*options, "--model", "weak"]) == 2
+    assert "lists no unet-weak" in capsys.readouterr().err
+
+
+def test_no_network_and_the_bundled_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise OSError("no network")
+
+    for owner, name in ((socket.socket, "connect"), (socket.socket, "connect_ex"), (socket, "getaddrinfo")):
+        monkeypatch.setattr(owner, name, refuse)
+    for library in ("huggingface_hub.constants", "diffusers.utils.constants"):
+        monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", False, raising=False)
+
+    def state() -> dict[Path, tuple[int, int, str]]:
+        paths = [path for path in FOLDER.rglob("*") if path.is_file()]
+        return {path: (path.stat().st_mode, path.stat().st_mtime_ns, sha256(path)) for path in paths}
+
+    before = state()
+    options = ["--output", str(tmp_path / "out"), "--prompts", "1", "--model", "both", "--steps", "1"]
+    assert main([*options, "--resamples", "100"]) == 0
+    assert state() == before
+    assert not asked
+
+
 def test_folders(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model-dir", str(model), "--prompts", "1", *QUICK]
     (tmp_path / "file").write_text("mine")
@@ -275,11 +320,17 @@ def test_folders(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "file": "found a file",
         "full": "found other files",
         "file/below": "cannot be written",
+        "x" * 300: "cannot be written",
     }.items():
         for force in ([], ["--force"]):
             assert main([*options, *force, "--output", str(tmp_path / output)]) == 2
             assert says in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "thesis.tex"]
+
+
+def test_an_output_that_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match="cannot be written .*null"):
+        demonstrate(DemoSettings(output=tmp_path / "a\0b"))
 
 
 def test_an_earlier_demo_is_replaced_only_with_force(

@@ -1,6 +1,7 @@
 """The whole of the build with a handful of steps; what long training gives is recorded beside the weights."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,7 +114,10 @@ def test_judging_does_not_depend_on_the_batch(built: Path) -> None:
     assert torch.equal(torch.cat(seen[:3]), seen[3])
 
 
-@pytest.mark.parametrize("damage", ["altered", "missing", "manifest"])
+INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing", "manifest", "index", "link"])
 def test_damage_is_found_before_anything_is_opened(built: Path, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(built, folder)
@@ -122,9 +126,40 @@ def test_damage_is_found_before_anything_is_opened(built: Path, tmp_path: Path, 
         alter(weights)
     elif damage == "missing":
         weights.unlink()
+    elif damage == "index":
+        (folder / INDEX).write_text("{}")
+    elif damage == "link":  # its files are as listed
+        (folder / "unet").rename(tmp_path / "unet")
+        (folder / "unet").symlink_to(tmp_path / "unet")
     else:
         (folder / assets.MANIFEST).write_text("[]")
     with pytest.raises(assets.ShapesAssetsError, match=r"npnet_training\.shapes\.build"):
+        assets.load_pipeline(folder=folder)
+
+
+@pytest.mark.parametrize("part", ["model_index.json", "unet", "unet-weak", "vae", "licence"])
+def test_a_manifest_must_be_that_of_a_model(built: Path, tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(built, folder)
+    if part == "licence":
+        listing = json.loads((folder / assets.MANIFEST).read_text())
+        del listing["licence"]
+        (folder / assets.MANIFEST).write_text(json.dumps(listing))
+    else:
+        (shutil.rmtree if (folder / part).is_dir() else os.remove)(folder / part)
+        assets.write_manifest(folder)
+    with pytest.raises(assets.ShapesAssetsError, match=rf"lists no {part}|names no {part}"):
+        assets.check(folder, ["main", "weak"])
+    if part == "unet-weak":
+        assets.check(folder)
+
+
+def test_what_diffusers_cannot_load(built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(built, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assets.write_manifest(folder)
+    with pytest.raises(assets.ShapesAssetsError, match="diffusers cannot load it"):
         assets.load_pipeline(folder=folder)
 
 

@@ -29,6 +29,8 @@ def test_parses_objects_and_relations() -> None:
         ("a red circle near a blue square", "words|relation"),
         ("a red circle beside a blue square", "relation 'beside'"),
         ("a red circle above a red circle", "the same thing twice"),
+        ("a red circle left of a blue square right of a green cross", "'left of' and then 'right of'"),
+        ("a red circle below a blue square above a green cross", "'below' and then 'above'"),
         (" above ".join(["a red circle", "a blue circle", "a green circle", "a cyan circle"]), "15 words"),
     ],
 )

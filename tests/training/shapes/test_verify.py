@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from npnet_training.shapes.grammar import ALL_THINGS, COLOURS, RELATIONS, SHAPES, Facts, Thing, draw_facts
+from npnet_training.shapes.assets import FOLDER
+from npnet_training.shapes.grammar import (
+    ALL_THINGS,
+    COLOURS,
+    MAX_OBJECTS,
+    RELATIONS,
+    SHAPES,
+    Facts,
+    ShapesError,
+    Thing,
+    draw_facts,
+)
 from npnet_training.shapes.render import PALETTE, SIZE, Image, coverage, render
 from npnet_training.shapes.verify import UNKNOWN, see, verify
 
@@ -23,11 +34,18 @@ def one_fact_changed(facts: Facts, generator: random.Random) -> Facts:
     while True:
         things, relations = list(facts.things), list(facts.relations)
         place = generator.randrange(len(things))
-        kind = generator.choice(["colour", "shape", *(["relation"] if relations else [])])
+        more = [*(["relation", "drop"] if relations else []), *(["add"] if len(things) < MAX_OBJECTS else [])]
+        kind = generator.choice(["colour", "shape", *more])
         if kind == "colour":
             things[place] = Thing(generator.choice(COLOURS), things[place].shape)
         elif kind == "shape":
             things[place] = Thing(things[place].colour, generator.choice(SHAPES))
+        elif kind == "add":
+            things.append(generator.choice(ALL_THINGS))
+            relations.append(generator.choice(RELATIONS))
+        elif kind == "drop":
+            end = generator.choice([0, -1])
+            del things[end], relations[end]
         else:
             relations[generator.randrange(len(relations))] = generator.choice(RELATIONS)
         changed = Facts(tuple(things), tuple(relations))
@@ -38,17 +56,36 @@ def one_fact_changed(facts: Facts, generator: random.Random) -> Facts:
 @pytest.mark.parametrize("count", [FAST, pytest.param(FULL, marks=pytest.mark.slow)])
 def test_true_renders_pass_and_wrong_prompts_do_not(count: int) -> None:
     generator = random.Random(2)
-    true, blurred, wrong, hard = [], [], [], []
+    true, blurred, wrong, hard, counts = [], [], [], [], set()
     for facts, image in scenes(count):
         true.append(verify(image, facts).strict)
-        # what the decoder does to edges is milder than this
         blurred.append(verify(ndimage.gaussian_filter(image, (0, 0.5, 0.5)), facts).strict)
         wrong.append(verify(image, draw_facts(generator, "held-out")).strict)
-        hard.append(verify(image, one_fact_changed(facts, generator)).strict)
+        changed = one_fact_changed(facts, generator)
+        hard.append(verify(image, changed).strict)
+        counts.add(len(changed.things) - len(facts.things))
     assert np.mean(true) >= 0.999
     assert np.mean(blurred) >= 0.99
     assert np.mean(wrong) <= 0.01
     assert np.mean(hard) <= 0.005
+    assert counts == {-1, 0, 1}
+
+
+def test_the_bundled_autoencoder_keeps_most_renders_true() -> None:
+    """97.7 % of these 300, fewer than the blur above: about the most that a denoiser before it can reach."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    vae = diffusers.AutoencoderKL.from_pretrained(FOLDER / "vae", local_files_only=True)
+    facts, images = zip(*scenes(FAST), strict=True)
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(np.stack(images)) * 2 - 1).latent_dist.mean
+        decoded = vae.decode(latents).sample.clip(-1, 1).numpy() / 2 + 0.5
+    assert np.mean([verify(*pair).strict for pair in zip(decoded, facts, strict=True)]) >= 0.95
+
+
+def test_facts_that_cannot_be_drawn() -> None:
+    things = Facts.parse("a red circle left of a blue square left of a green cross").things
+    with pytest.raises(ShapesError, match="no places found for 'a red circle left of a blue square right of"):
+        render(Facts(things, ("left of", "right of")), random.Random(0))
 
 
 def test_names_the_fact_that_fails() -> None:

@@ -36,11 +36,12 @@ def read_facts(sources: tuple[str, ...]) -> list[Facts]:
 
 
 def _read(source: str) -> Iterator[Facts]:
-    if source.isdecimal():
-        count = int(source)
-        if not 1 <= count <= _MOST:
-            raise PromptsError(f"--prompts: expected 1 to {_MOST} held-out prompts, given {source}")
-        yield from map(Facts.parse, prompts("held-out", count))
+    if _is_number(source):
+        if not source.isdecimal() or not 1 <= float(source) <= _MOST:
+            raise PromptsError(
+                f"--prompts: expected 1 to {_MOST} held-out prompts, in digits, given {source}"
+            )
+        yield from map(Facts.parse, prompts("held-out", int(source)))
     elif source.startswith("shapes:") or Path(source).suffix in _FILES or _is_file(source):
         for number, prompt in enumerate(read_prompts(source), 1):
             try:
@@ -49,6 +50,14 @@ def _read(source: str) -> Iterator[Facts]:
                 raise ShapesError(f"{source}, prompt {number}: {error}") from error
     else:
         yield Facts.parse(source)
+
+
+def _is_number(source: str) -> bool:
+    try:
+        float(source)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_file(source: str) -> bool:
@@ -62,10 +71,16 @@ def check_output(path: Path, *, force: bool) -> None:
     """Whether a demo may be written there.
 
     Raises:
-        DemoError: something else is there, or an earlier demo and `force` is false.
+        DemoError: something else is there, or an earlier demo and `force` is false; or it is no path.
     """
-    if not path.exists() and not path.is_symlink():
-        return
+    try:
+        path.lstat()
+    except OSError:
+        return  # nothing is there
+    except ValueError as error:  # with a null character
+        raise DemoError(
+            f"--output {str(path)!r}: cannot be written ({error}); give another folder"
+        ) from error
     if not path.is_dir():
         raise DemoError(f"--output {path}: expected a folder, found a file; give another --output")
     if not any(path.iterdir()):

@@ -86,7 +86,7 @@ def _output(settings: DemoSettings) -> AbstractContextManager[Path]:
 
 
 def _check_assets(settings: DemoSettings) -> dict[str, Any]:
-    listing = check(settings.model_dir)
+    listing = check(settings.model_dir, settings.denoisers)
     name = _PACKAGED[settings.network].filename
     if name not in listing["files"]:
         raise ShapesAssetsError(

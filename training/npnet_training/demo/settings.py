@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from npnet_training.settings import Settings
+from npnet_training.settings import WHOLE, Settings
 from npnet_training.shapes.assets import FOLDER
 
 DENOISERS = ("main", "weak")
@@ -18,7 +18,7 @@ class DemoSettings(Settings):
 
     output: Path = Path("npnet-demo")
     """Folder to write."""
-    prompts: tuple[str, ...] = ("200",)
+    prompts: Annotated[tuple[str, ...], WHOLE] = ("200",)
     """A number of held-out prompts, a file of prompts, or the text of one; may be repeated."""
     seeds: int = Field(default=1, ge=1)
     """Noises for each prompt."""

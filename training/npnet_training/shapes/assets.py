@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,35 @@ from npnet_training.errors import ModelError
 
 FOLDER = Path(__file__).parent / "assets"
 LICENCE = "Apache-2.0"
+_PIPELINE = {"model_index.json", "unet", "vae", "text_encoder", "tokenizer", "scheduler"}
 
 
 class ShapesAssetsError(ModelError):
-    """Files of the embedded model that are missing or altered."""
+    """Files of the embedded model that are missing, altered, not listed, or cannot be loaded."""
 
 
 def write_manifest(folder: Path) -> None:
     """List every file of a folder with its size and sha256."""
     files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in sorted(_contents(folder), key=Path)
     }
     document = {"licence": LICENCE, "made_by": "python -m npnet_training.shapes.build", "files": files}
     (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
 
 
-def check(folder: Path = FOLDER) -> dict[str, Any]:
-    """Compare every file with the manifest.
+def check(folder: Path = FOLDER, unets: Iterable[str] = ("main",)) -> dict[str, Any]:
+    """Compare every file with the manifest, which is to list all there are.
+
+    Args:
+        folder: of the model.
+        unets: the denoisers that it must have.
 
     Returns:
         The manifest: `licence`, `made_by`, and `files` by path.
 
     Raises:
-        ShapesAssetsError: one is missing or altered.
+        ShapesAssetsError: a file is missing, altered or not listed, or the manifest lacks what a model has.
     """
     if not folder.is_dir():
         raise ShapesAssetsError(
@@ -51,9 +53,18 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
             "python -m npnet_training.shapes.build --output DIR, which takes about an hour"
         )
     try:
-        return check_files(folder)
+        listing = check_files(folder)
     except PackagedError as error:
         raise ShapesAssetsError(_broken(folder, error)) from error
+    if not isinstance(listing.get("licence"), str):
+        raise ShapesAssetsError(_broken(folder, f"{folder / MANIFEST} names no licence"))
+    # Loading opens what it finds: an index of shards, say, in place of the listed weights.
+    if strange := _contents(folder) - set(listing["files"]):
+        raise ShapesAssetsError(_broken(folder, f"{folder / min(strange)}: {MANIFEST} lists no such file"))
+    expected = _PIPELINE | {_subfolder(unet) for unet in unets}
+    if missing := expected - {name.partition("/")[0] for name in listing["files"]}:
+        raise ShapesAssetsError(_broken(folder, f"{folder / MANIFEST} lists no {', '.join(sorted(missing))}"))
+    return listing
 
 
 def load_pipeline(
@@ -72,21 +83,35 @@ def load_pipeline(
         folder: as `python -m npnet_training.shapes.build` writes it.
 
     Raises:
-        ShapesAssetsError: a file is missing or altered.
+        ShapesAssetsError: as `check` does, or diffusers cannot load it.
         ModelError: diffusers is missing.
     """
-    check(folder)
+    check(folder, [unet])
     try:
         from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     except ImportError as error:
         raise ModelError(f"shapes needs diffusers ({error}): pip install 'npnet-runtime[train]'") from error
     options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
-    if unet != "main":
-        options["unet"] = UNet2DConditionModel.from_pretrained(folder / f"unet-{unet}", **options)
-    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, **options).to(device)
+    try:
+        if unet != "main":
+            options["unet"] = UNet2DConditionModel.from_pretrained(folder / _subfolder(unet), **options)
+        pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, **options)
+    except (OSError, ValueError) as error:
+        raise ShapesAssetsError(_broken(folder, f"{folder}: diffusers cannot load it: {error}")) from error
+    return pipe.to(device)
 
 
-def _broken(folder: Path, error: PackagedError) -> str:
+def _subfolder(unet: str) -> str:
+    return "unet" if unet == "main" else f"unet-{unet}"
+
+
+def _contents(folder: Path) -> set[str]:
+    """All there is in a folder but its manifest; a linked folder is one of them, as nobody looks into it."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.as_posix() for path in paths if path != Path(MANIFEST) and "__pycache__" not in path.parts}
+
+
+def _broken(folder: Path, error: object) -> str:
     if folder == FOLDER:
         way = "reinstall with pip install --force-reinstall npnet-runtime"
     else:

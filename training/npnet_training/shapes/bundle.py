@@ -59,7 +59,7 @@ def assemble(settings: BundleSettings) -> int:
         CheckpointError: a network is missing or damaged.
         ModelError: the networks are for other latents or texts, or all is larger than 16 MB.
     """
-    assets.check(settings.model)
+    assets.check(settings.model, ("main", "weak"))
     pipe = assets.load_pipeline(folder=settings.model)
     latents = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
     text = (pipe.tokenizer.model_max_length, pipe.text_encoder.config.hidden_size)

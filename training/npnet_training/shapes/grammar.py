@@ -1,6 +1,7 @@
 """What a prompt of the world says: one to three coloured shapes, each related to the one before it.
 
-    prompt   = object { relation object }          at most three objects, no two alike
+    prompt   = object { relation object }          at most three objects, no two alike,
+                                                   no relation followed by its inverse
     object   = "a" colour shape
     relation = "left of" | "right of" | "above" | "below"
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -90,6 +92,8 @@ class Facts:
             relations.append(relation)
         if len(set(things)) < len(things):
             raise _outside(prompt, "the same thing twice")
+        if _goes_back(relations):
+            raise _outside(prompt, f"'{relations[0]}' and then '{relations[1]}'")
         return cls(tuple(things), tuple(relations))
 
     @property
@@ -107,8 +111,13 @@ def _outside(prompt: str, found: str) -> ShapesError:
     return ShapesError(
         f"expected 'a COLOUR SHAPE [RELATION a COLOUR SHAPE [RELATION a COLOUR SHAPE]]' with the colours "
         f"{', '.join(COLOURS)}, the shapes {', '.join(SHAPES)} and the relations {', '.join(RELATIONS)}, "
-        f"no thing twice; given {prompt!r}, with {found}"
+        f"no thing twice and no relation followed by its opposite; given {prompt!r}, with {found}"
     )
+
+
+def _goes_back(relations: Sequence[str]) -> bool:
+    # Going back undoes the way there: a square between two others is not left of both.
+    return any(b == INVERSE[a] for a, b in itertools.pairwise(relations))
 
 
 def _is_held_out(first: Thing, relation: str, second: Thing) -> bool:
@@ -126,8 +135,7 @@ def draw_facts(generator: random.Random, split: Split) -> Facts:
         count = generator.choices((1, 2, 3), weights)[0]
         things = tuple(generator.sample(ALL_THINGS, count))
         relations = tuple(generator.choice(RELATIONS) for _ in range(count - 1))
-        # Going back undoes the way there: a square between two others is not left of both.
-        if any(b == INVERSE[a] for a, b in itertools.pairwise(relations)):
+        if _goes_back(relations):
             continue
         facts = Facts(things, relations)
         if facts.split == split:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from npnet_training.shapes.grammar import SHAPES, Facts, Thing
+from npnet_training.shapes.grammar import SHAPES, Facts, ShapesError, Thing
 
 SIZE = 32
 PALETTE: dict[str, tuple[float, float, float]] = {
@@ -25,6 +25,7 @@ _REACH = 1.28  # from the centre to the image's edge at least, in radii
 _GAP = 2.0  # pixels between two things at least
 # How much in pixels a scene varies: the more, the longer a denoiser trains before its shapes are sharp.
 _FURTHER, _ASIDE, _OFF_CENTRE = 2.0, 1.5, 2.0
+_TRIES = 10_000  # of 30,000 scenes each was placed within 320
 Image = NDArray[np.float32]
 
 
@@ -63,14 +64,19 @@ def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) ->
 
 
 def place(facts: Facts, generator: random.Random) -> list[Placed]:
-    """Random places at which the facts hold: one beside the other, all of them about the middle."""
-    while True:
+    """Random places at which the facts hold: one beside the other, all of them about the middle.
+
+    Raises:
+        ShapesError: there are none.
+    """
+    for _ in range(_TRIES):
         placed = [Placed(facts.things[0], 0.0, 0.0, _radius(len(facts.things), generator))]
         for _, relation, thing in facts.links:
             placed.append(_beside(placed[-1], relation, thing, len(facts.things), generator))
         placed = _centred(placed, generator)
         if all(_inside(item) for item in placed) and _apart(placed):
             return placed
+    raise ShapesError(f"expected facts that fit into {SIZE} pixels and agree; no places found for '{facts}'")
 
 
 def _radius(count: int, generator: random.Random) -> float:
