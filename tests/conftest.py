@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands that tests start
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # around all: before pytest-xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Keep a folder's tests, and those of full-size engines, in one process: what they share is made once."""
     for item in items:
         full_size = "sdxl_bundles" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("full-size" if full_size else str(item.path.parent)))
+    yield
 
 
 def _cores() -> int:

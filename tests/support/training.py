@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from npnet_training.pairs import PairInfo, Pairs, write_pairs
-from npnet_training.pairs.shard import shard_path
+from npnet_training.pairs.shard import DATASET, ROWS_PER_GROUP, shard_path
 from npnet_training.sampling import Denoiser, draw_noise
 from npnet_training.training.settings import TrainSettings
 from support.pipelines import PIPELINES
@@ -49,6 +50,14 @@ def write_training_pairs(folder: Path) -> Path:
         )  # fmt: skip
         write_pairs(shard_path(folder / "pairs", number), pairs, info)
     return folder / "pairs"
+
+
+def relabel(folder: Path, info: PairInfo) -> None:
+    """Make a dataset say that it was made with other settings, or of another model."""
+    info.write(folder)
+    for path in folder.glob("data/*.parquet"):
+        table = pq.read_table(path).replace_schema_metadata({DATASET: info.identity})
+        pq.write_table(table, path, row_group_size=ROWS_PER_GROUP)
 
 
 def settings_for(data: Path, output: Path, **changes: Any) -> TrainSettings:

@@ -16,7 +16,7 @@ from npnet_training.pairs import PairInfo
 from npnet_training.training import source_model
 from npnet_training.training.loop import train
 from support.pipelines import PIPELINES
-from support.training import ATTENTION, settings_for
+from support.training import ATTENTION, relabel, settings_for
 
 DEVICE = torch.device("cpu")
 
@@ -25,7 +25,7 @@ DEVICE = torch.device("cpu")
 def test_embeddings_of_another_revision_are_never_used(data: Path, tmp_path: Path, loss: str) -> None:
     pairs = tmp_path / "pairs"
     shutil.copytree(data, pairs)
-    replace(PairInfo.read(data), revision="0" * 40).write(pairs)
+    relabel(pairs, replace(PairInfo.read(data), revision="0" * 40))
     changes: dict[str, Any] = {"loss": loss, "network": ATTENTION, "max_steps": 1}
     with pytest.raises(DatasetError, match=r"with revision 0{40}, but it has [0-9a-f]+ now; collect again"):
         train(settings_for(pairs, tmp_path / "run", cache_dir=tmp_path / "cache", **changes))
