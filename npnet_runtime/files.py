@@ -41,6 +41,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; rename it to `path` on success, delete it otherwise.
 
+    Its files may be read by whoever may read the directory, whichever their writers chose.
+
     Args:
         path: the directory to make; an empty one may be there.
         replace: an existing `path` is set aside until the new one is in place, then deleted.
@@ -55,6 +57,11 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     aside = temporary.with_suffix(".old")
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if (
+                file.is_file() and not file.is_symlink()
+            ):  # safetensors makes files that only their owner reads
+                file.chmod(file.stat().st_mode | temporary.stat().st_mode & 0o444)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             if not replace:
                 raise FileExistsError(f"{path} already exists")

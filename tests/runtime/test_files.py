@@ -38,6 +38,19 @@ def test_file_follows_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_of_a_directory_are_read_by_who_reads_it(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_directory(tmp_path / "bundle") as temporary:
+            (temporary / "part").mkdir()
+            (temporary / "part" / "file").touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "bundle" / "part" / "file").stat().st_mode & 0o777 == mode
+
+
 def test_file_replaces(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
