@@ -58,9 +58,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            if (
-                file.is_file() and not file.is_symlink()
-            ):  # safetensors makes files that only their owner reads
+            if file.is_file() and not file.is_symlink():  # safetensors lets only the owner read its files
                 file.chmod(file.stat().st_mode | temporary.stat().st_mode & 0o444)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             if not replace:
