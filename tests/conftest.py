@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,15 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
         threads = max(1, _cores() // count)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands that tests start
-
-
-@pytest.hookimpl(wrapper=True)  # around all: before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Keep a folder's tests, and those of full-size engines, in one process: what they share is made once."""
-    for item in items:
-        full_size = "sdxl_bundles" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("full-size" if full_size else str(item.path.parent)))
-    yield
 
 
 def _cores() -> int:
