@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,30 +26,29 @@ def test_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["file"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no umask")
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_file_follows_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+@pytest.fixture(params=[(0o022, 0o644), (0o077, 0o600)])
+def mode_by_umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The permissions of a new file, under an umask that is set for the test."""
+    if os.name == "nt":
+        pytest.skip("no umask")
+    umask, mode = request.param
     before = os.umask(umask)
-    try:
-        with atomic_file(tmp_path / "file") as temporary:
-            temporary.unlink(missing_ok=True)
-            temporary.touch(0o400)  # a writer that chooses for itself
-    finally:
-        os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    yield mode
+    os.umask(before)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no umask")
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_files_of_a_directory_are_read_by_who_reads_it(umask: int, mode: int, tmp_path: Path) -> None:
-    before = os.umask(umask)
-    try:
-        with atomic_directory(tmp_path / "bundle") as temporary:
-            (temporary / "part").mkdir()
-            (temporary / "part" / "file").touch(0o600)
-    finally:
-        os.umask(before)
-    assert (tmp_path / "bundle" / "part" / "file").stat().st_mode & 0o777 == mode
+def test_file_follows_the_umask(mode_by_umask: int, tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.unlink(missing_ok=True)
+        temporary.touch(0o400)  # a writer that chooses for itself
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode_by_umask
+
+
+def test_files_of_a_directory_are_read_by_who_reads_it(mode_by_umask: int, tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "bundle") as temporary:
+        (temporary / "part").mkdir()
+        (temporary / "part" / "file").touch(0o600)
+    assert (tmp_path / "bundle" / "part" / "file").stat().st_mode & 0o777 == mode_by_umask
 
 
 def test_file_replaces(tmp_path: Path) -> None:
