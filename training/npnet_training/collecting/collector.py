@@ -107,9 +107,8 @@ class Collector:
         shown = self.settings.thumbnails - item.first
         if shown > 0 and plain:
             write_samples(self.settings.folder, pairs, plain[:shown], golden[:shown])
-        write_pairs(
-            shard_path(self.settings.folder, item.number), pairs, self.info()
-        )  # last: it is then done
+        # Last: what has a shard is done.
+        write_pairs(shard_path(self.settings.folder, item.number), pairs, self.info())
         return sum(pairs.kept)
 
     def collect_all(self, todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:

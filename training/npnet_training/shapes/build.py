@@ -33,7 +33,7 @@ from npnet_training.shapes.train_unet import UNetTraining
 EPILOG = """example:
   python -m npnet_training.shapes.build --output model
 """
-STATE, LOOKS, WANTED = "denoiser.pt", "looks.json", "settings.json"
+STATE, LOOKS, WANTED, METRICS = "denoiser.pt", "looks.json", "settings.json", "metrics.json"
 
 
 class BuildSettings(Settings):
@@ -108,7 +108,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             "main": _judge(_with(pipe, _load_unet(folder / "unet", device)), held_out),
             "weak": _judge(_with(pipe, _load_unet(folder / "unet-weak", device)), held_out),
         }
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
         write_manifest(folder)
     shutil.rmtree(work)
     return metrics

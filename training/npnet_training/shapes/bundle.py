@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from torch import Tensor
 
-from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import checkpoint
 from npnet_runtime.files import atomic_directory
-from npnet_runtime.network import NPNet
-from npnet_runtime.networks import Network
 from npnet_training.command import run
 from npnet_training.errors import ModelError
 from npnet_training.evaluation import paired
-from npnet_training.sampling import Conditioning
 from npnet_training.settings import Settings
 from npnet_training.shapes import assets
+from npnet_training.shapes.build import METRICS
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.judging import strict_rate
+from npnet_training.study.arms import changed_by
 
-METRICS = "metrics.json"
 GOLDEN = "golden"
 NETWORKS = ("npnet", "prompt-attention")
 MOST_BYTES = 16_000_000
@@ -78,7 +74,7 @@ def assemble(settings: BundleSettings) -> int:
                 )
             halves = {key: value.half() for key, value in read.state.items()}
             checkpoint.write(folder / GOLDEN / path.name, halves, config)
-        metrics = json.loads((folder / METRICS).read_text()) | {GOLDEN: _judge(settings, folder)}
+        metrics = json.loads((folder / METRICS).read_text()) | {GOLDEN: _judge(settings, pipe, folder)}
         (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
         assets.write_manifest(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -89,18 +85,18 @@ def assemble(settings: BundleSettings) -> int:
     return size
 
 
-def _judge(settings: BundleSettings, folder: Path) -> dict[str, Any]:
+def _judge(settings: BundleSettings, main: Any, folder: Path) -> dict[str, Any]:
     """Share of images that are strictly true, from plain and golden noise of the same seeds."""
     held_out = prompts("held-out", settings.judged)
     networks = {
         name: checkpoint.read(folder / GOLDEN / f"{name}.safetensors").network().eval() for name in NETWORKS
     }
     found: dict[str, Any] = {}
-    for model in ("main", "weak"):
-        pipe = assets.load_pipeline(unet=model, folder=settings.model)
+    pipes = {"main": main, "weak": assets.load_pipeline(unet="weak", folder=settings.model)}
+    for model, pipe in pipes.items():
         plain = strict_rate(pipe, held_out)
         for name, network in networks.items():
-            golden = strict_rate(pipe, held_out, lambda x, prompts, n=network: _apply(n, x, prompts))  # type: ignore[misc]
+            golden = strict_rate(pipe, held_out, changed_by(network))
             found.setdefault(name, {})[model] = {
                 "prompts": len(held_out),
                 "plain": float(plain.mean()),
@@ -108,12 +104,6 @@ def _judge(settings: BundleSettings, folder: Path) -> dict[str, Any]:
                 "against_plain": vars(paired(plain.astype(float), golden.astype(float))),
             }
     return found
-
-
-def _apply(network: Network, noise: Tensor, prompts: Conditioning) -> Tensor:
-    factors = svd(latent_to_matrix(noise)) if isinstance(network, NPNet) else None
-    golden: Tensor = network(noise, prompts.prompt_embeds, factors)
-    return golden
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -56,19 +56,29 @@ def make_arms(networks: dict[str, Network], which: ArmSet, best: str) -> list[Ar
         best: the network that `short` shows beside the paper's, and whose prompts are exchanged in `all`.
     """
     chosen = networks if which != "short" else {name: networks[name] for name in dict.fromkeys((PAPER, best))}
-    arms = [Arm(name, _change(network)) for name, network in chosen.items()]
+    arms = [Arm(name, changed_by(network)) for name, network in chosen.items()]
     if which != "all":
         return arms
     paper = networks[PAPER]
     if isinstance(paper, NPNet):
-        arms += [Arm(f"{PAPER}, {name}", _change(ablated(copy.deepcopy(paper), name))) for name in ABLATIONS]
-        arms.append(Arm(f"{PAPER}, signs at random", _change(paper, signs=_random_signs)))
-    return [*arms, Arm(f"{best}, prompts of others", _change(networks[best], others=True))]
+        arms += [
+            Arm(f"{PAPER}, {name}", changed_by(ablated(copy.deepcopy(paper), name))) for name in ABLATIONS
+        ]
+        arms.append(Arm(f"{PAPER}, signs at random", changed_by(paper, signs=_random_signs)))
+    return [*arms, Arm(f"{best}, prompts of others", changed_by(networks[best], others=True))]
 
 
-def _change(
+def changed_by(
     network: Network, *, signs: Factors | None = None, others: bool = False
 ) -> Callable[[Tensor, Conditioning], Tensor]:
+    """What a network makes of noise (B, C, H, W) and its prompts.
+
+    Args:
+        network: in evaluation mode.
+        signs: changes the factors that an NPNet is given.
+        others: give every noise the prompt of the one before it.
+    """
+
     @torch.inference_mode()
     def change(noise: Tensor, prompts: Conditioning) -> Tensor:
         factors = None
