@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npnet_kernels import SVD
-from npnet_runtime.config import NPNetConfig, SwinConfig
-from npnet_runtime.published import published_name
+from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
+from npnet_runtime.weights.published import published_name
 
 
 class Attention(nn.Module):

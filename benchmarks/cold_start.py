@@ -14,7 +14,8 @@ import torch
 
 from baseline import PublishedNPNet
 from harness import synchronize
-from npnet_runtime import EngineBundle, GoldenNoise, NPNetConfig, checkpoint
+from npnet_runtime import EngineBundle, GoldenNoise, NPNetConfig
+from npnet_runtime.weights import checkpoint
 
 
 def main(path: str, device_name: str, batch: int) -> None:

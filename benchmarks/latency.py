@@ -37,10 +37,11 @@ from npnet_export.parity import TOLERANCES, difference, fresh_inputs
 from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import latent_to_matrix, svd
-from npnet_runtime import GoldenNoise, NPNet, NPNetError, checkpoint
+from npnet_runtime import GoldenNoise, NPNet, NPNetError
 from npnet_runtime.devices import resolve_device
-from npnet_runtime.models import MODELS, get_model
-from npnet_runtime.passes import SIGNS
+from npnet_runtime.hot_path.passes import SIGNS
+from npnet_runtime.weights import checkpoint
+from npnet_runtime.weights.models import MODELS, get_model
 
 BASELINE = "published, eager float32"
 STAGES = ("svd", "spectral half", "prompt half", "critical path", "end to end")

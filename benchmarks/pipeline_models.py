@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from npnet_runtime.config import NPNetConfig, SwinConfig
-from npnet_runtime.models import MODELS
+from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
+from npnet_runtime.weights.models import MODELS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # As in the configuration files of stabilityai/stable-diffusion-xl-base-1.0; and a pipeline for any CPU.

@@ -29,10 +29,11 @@ from baseline import PublishedNPNet
 from harness import environment, interleave, synchronize, write_json
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import GoldenNoise, checkpoint
+from npnet_runtime import GoldenNoise
 from npnet_runtime.devices import resolve_device
-from npnet_runtime.networks import network_from_state
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import network_from_state
+from npnet_runtime.weights import checkpoint
 from pipeline_models import SIZES, random_sdxl
 
 PROMPT = "a banana on the left of an apple"

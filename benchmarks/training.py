@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from baseline import PublishedNPNet
 from harness import environment, interleave, write_json
 from npnet_kernels import SVD
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.devices import resolve_device
-from npnet_runtime.models import MODELS, get_model
-from npnet_runtime.networks import Network, network_for
-from npnet_runtime.prompt_attention import PromptAttentionConfig, default_channels
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, default_channels
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import Network, network_for
+from npnet_runtime.weights.models import MODELS, get_model
 from npnet_training.training.factors import compute_factors
 from npnet_training.training.networks import autocast_products
 from text_encoders import TextEncoders

@@ -16,23 +16,23 @@ from npnet_kernels import KernelError, choose_backend
 from npnet_kernels.backends import Backend as Kernels
 from npnet_kernels.backends import has_triton
 from npnet_runtime.backends import load_backend
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.caches import Cache, content_key
+from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.devices import device_errors, resolve_device
 from npnet_runtime.errors import BackendError, BundleError, InputError
 from npnet_runtime.hot_path import GraphPath, HostPath, StreamPath, choose_graphs
 from npnet_runtime.hot_path import Path as HotPath
-from npnet_runtime.inputs import (
+from npnet_runtime.hot_path.caches import Cache, content_key
+from npnet_runtime.hot_path.passes import SIGNS, capture_obstacle, make_pass
+from npnet_runtime.hot_path.prepared import PreparedNoise
+from npnet_runtime.inputs.checks import (
     check_finite,
     check_noise,
     check_noise_shape,
     check_prompt_embeds,
     check_prompt_shape,
 )
-from npnet_runtime.passes import SIGNS, capture_obstacle, make_pass
-from npnet_runtime.prepared import PreparedNoise
-from npnet_runtime.prompts import TokenPolicy, check_token_policy, fit_tokens, one_for_each
-from npnet_runtime.resolution import (
+from npnet_runtime.inputs.prompts import TokenPolicy, check_token_policy, fit_tokens, one_for_each
+from npnet_runtime.inputs.resolution import (
     ResolutionPolicy,
     check_resolution_policy,
     to_native_size,
@@ -60,9 +60,9 @@ class GoldenNoise:
             `"tensorrt-rtx"`.
         kernels: `"auto"` for the Triton kernels on CUDA, `"torch"` for their plain PyTorch references.
         tokens: what to do with prompt embeddings of another number of tokens than the network reads:
-            `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.prompts`.
+            `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.inputs.prompts`.
         resolution: what to do with noise of another size: `"error"` or `"transfer"`; see
-            `npnet_runtime.resolution`.
+            `npnet_runtime.inputs.resolution`.
         cuda_graphs: on CUDA, replay calls from CUDA graphs, captured when a size of batch is first met:
             True for graphs or an error, False for none, None for graphs wherever the engine allows them.
             `report()` says which, and why.

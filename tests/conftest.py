@@ -12,10 +12,11 @@ from torch import Tensor
 
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import EngineBundle, NPNet, NPNetConfig, checkpoint
-from npnet_runtime.models import MODELS
-from npnet_runtime.networks import network_from_state
-from npnet_runtime.random_weights import random_state
+from npnet_runtime import EngineBundle, NPNet, NPNetConfig
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import network_from_state
+from npnet_runtime.weights import checkpoint
+from npnet_runtime.weights.models import MODELS
 from support.networks import DATA, SMALL, parity_draw, parity_state
 from support.published_files import write_pth
 

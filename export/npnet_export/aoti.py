@@ -16,9 +16,9 @@ from npnet_export.request import Binding, BuildRequest
 from npnet_kernels import text_affine
 from npnet_runtime.backends.aoti_backend import SUFFIX
 from npnet_runtime.backends.machine import cuda_capabilities, this_platform
-from npnet_runtime.graphs import graphs
-from npnet_runtime.network import PromptHalf
-from npnet_runtime.networks import network_from_state
+from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.npnet import PromptHalf
+from npnet_runtime.networks.registry import network_from_state
 
 # Freezing evaluates what depends on weights only (the folded patch embedding, the score biases) and on a
 # CPU lays the weights out for its matrix products: twice as fast there.

@@ -18,11 +18,11 @@ from npnet_export.weights import WeightsRequest
 from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
 from npnet_runtime.backends.machine import installed_version
-from npnet_runtime.bundle import EngineBundle, check_target, write_bundle
+from npnet_runtime.bundles.bundle import EngineBundle, check_target, write_bundle
+from npnet_runtime.bundles.manifest import Manifest, ParityRow
 from npnet_runtime.devices import device_errors, resolve_device
-from npnet_runtime.manifest import Manifest, ParityRow
-from npnet_runtime.network import NPNet
-from npnet_runtime.networks import Network, network_for
+from npnet_runtime.networks.npnet import NPNet
+from npnet_runtime.networks.registry import Network, network_for
 
 SIGN_RULES = {"canonical": SIGN_RULE, "as-is": "as-is"}
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}

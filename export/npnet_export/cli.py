@@ -25,14 +25,14 @@ from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
 from npnet_export.verification import Verification, record, reference_network, verify
 from npnet_export.weights import WeightsRequest, all_models, get_model
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.checkpoint import own_config
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.manifest import FILENAME
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
 from npnet_runtime.interruption import STOPPING, handling
-from npnet_runtime.manifest import FILENAME
-from npnet_runtime.models import ModelSpec
-from npnet_runtime.packaged import PackagedModel
+from npnet_runtime.weights.checkpoint import own_config
+from npnet_runtime.weights.models import ModelSpec
+from npnet_runtime.weights.packaged import PackagedModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,12 +11,11 @@ from safetensors.torch import save_file
 
 from npnet_export.errors import ExportError
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
-from npnet_runtime import network as npnet
-from npnet_runtime import prompt_attention
 from npnet_runtime.backends.machine import cuda_capabilities
 from npnet_runtime.backends.selection import runs_on
 from npnet_runtime.backends.torch_backend import DTYPES, WEIGHTS
-from npnet_runtime.networks import Network, network_from_state
+from npnet_runtime.networks import npnet, prompt_attention
+from npnet_runtime.networks.registry import Network, network_from_state
 
 
 @dataclass(frozen=True)

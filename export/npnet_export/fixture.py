@@ -21,12 +21,12 @@ from npnet_export.parity import TOLERANCES, difference
 from npnet_export.verification import described, golden_or_nan
 from npnet_kernels import SVD
 from npnet_runtime.backends import load_backend
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.config import NPNetConfig
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.manifest import ParityRow
 from npnet_runtime.golden import GoldenNoise
-from npnet_runtime.manifest import ParityRow
-from npnet_runtime.networks import Network, NetworkConfig
-from npnet_runtime.passes import NPNetPass, make_pass
+from npnet_runtime.hot_path.passes import NPNetPass, make_pass
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.registry import Network, NetworkConfig
 
 FACTORS = ("U", "s", "Vh")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BundleError
-from npnet_runtime.manifest import Manifest
 
 
 def inspect(bundle: EngineBundle, console: Console) -> bool:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from npnet_export.errors import ExportError
 from npnet_runtime.backends.onnxruntime_backend import SUFFIX
-from npnet_runtime.graphs import graphs
-from npnet_runtime.networks import Network
+from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.registry import Network
 
 if TYPE_CHECKING:
     import onnx

@@ -8,13 +8,13 @@ from torch import Tensor
 from npnet_export.errors import ParityError
 from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_kernels.linalg.choice import Solver
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.config import NPNetConfig
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.manifest import ParityRow
 from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
-from npnet_runtime.manifest import ParityRow
-from npnet_runtime.networks import Network
-from npnet_runtime.passes import SIGNS
+from npnet_runtime.hot_path.passes import SIGNS
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.registry import Network
 
 # Largest error of golden noise against float32 PyTorch with the same factors, in units of the noise's
 # standard deviation. fp32: two orders of summation differ by 1e-5 over the 157,696-wide text sum.

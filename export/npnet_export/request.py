@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from npnet_export.errors import ExportError
-from npnet_runtime.networks import Network
+from npnet_runtime.networks.registry import Network
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor
 from npnet_export.errors import ExportError, ParityError
 from npnet_export.parity import TOLERANCES, fresh_inputs, reference
 from npnet_export.weights import WeightsRequest, all_models
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.manifest import FILENAME, ParityRow
 from npnet_runtime.errors import InputError
 from npnet_runtime.files import atomic_file
 from npnet_runtime.golden import GoldenNoise
-from npnet_runtime.manifest import FILENAME, ParityRow
-from npnet_runtime.networks import Network, network_from_state
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import Network, network_from_state
 
 FIRST_SEED = 1000  # an export compares the seeds from 0 on
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npnet_runtime import checkpoint
 from npnet_runtime.errors import CheckpointError, ConfigError
-from npnet_runtime.hub import download, looks_like_hub_id, split_hub_id
-from npnet_runtime.models import MODELS, ModelSpec
-from npnet_runtime.networks import Network, NetworkConfig, network_from_state
-from npnet_runtime.packaged import PACKAGED, PackagedModel
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import Network, NetworkConfig, network_from_state
+from npnet_runtime.weights import checkpoint
+from npnet_runtime.weights.hub import download, looks_like_hub_id, split_hub_id
+from npnet_runtime.weights.models import MODELS, ModelSpec
+from npnet_runtime.weights.packaged import PACKAGED, PackagedModel
 
 
 def all_models() -> dict[str, ModelSpec | PackagedModel]:

@@ -1,4 +1,4 @@
-"""Back ends run the two learned parts of NPNet for an engine bundle."""
+"""What runs the graphs of a bundle, one module an engine; what is made of their results is elsewhere."""
 
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.backends.machine import Machine

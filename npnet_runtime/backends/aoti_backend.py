@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BundleError, InputError
-from npnet_runtime.graphs import graphs
+from npnet_runtime.networks.graphs import graphs
 
 SUFFIX = ".pt2"
 

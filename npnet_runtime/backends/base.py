@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from npnet_runtime.graphs import Graph
+from npnet_runtime.networks.graphs import Graph
 
 
 class Backend(Protocol):
@@ -36,7 +36,7 @@ class Backend(Protocol):
         """Run one graph.
 
         Args:
-            graph: a name of `npnet_runtime.graphs`.
+            graph: a name of `npnet_runtime.networks.graphs`.
             inputs: in the order and of the shapes given there, behind a batch.
 
         Returns:

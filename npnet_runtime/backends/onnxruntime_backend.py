@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.backends.base import empty_outputs
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.graphs import Graph, graphs
+from npnet_runtime.networks.graphs import Graph, graphs
 
 SUFFIX = ".onnx"
 _FLOAT = 1  # onnx.TensorProto.FLOAT

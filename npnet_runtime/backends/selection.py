@@ -10,9 +10,9 @@ import torch
 from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.backends.machine import Machine
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError
-from npnet_runtime.manifest import Manifest
 
 BACKENDS = ("torch", "onnxruntime", "aoti", "tensorrt", "tensorrt-rtx")
 _INSTALL = {

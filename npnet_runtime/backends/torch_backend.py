@@ -9,10 +9,10 @@ from torch import Tensor
 
 from npnet_kernels import text_affine
 from npnet_kernels.backends import Backend as Kernels
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
-from npnet_runtime.network import PromptHalf
-from npnet_runtime.networks import network_for, network_from_state
+from npnet_runtime.networks.npnet import PromptHalf
+from npnet_runtime.networks.registry import network_for, network_from_state
 
 WEIGHTS = "weights.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -1,1 +1,1 @@
-"""`npnet-generate`: images with plain and golden noise from the same seeds, side by side."""
+"""`npnet-generate`: images with plain and golden noise of the same seeds. Only its command imports it."""

@@ -17,8 +17,8 @@ from npnet_runtime import GoldenNoise, __version__
 from npnet_runtime.errors import GenerateError, NPNetError
 from npnet_runtime.files import atomic_file
 from npnet_runtime.generate.settings import FILENAME, GenerateSettings, parse_seeds
-from npnet_runtime.prompts import TokenPolicy
-from npnet_runtime.resolution import ResolutionPolicy
+from npnet_runtime.inputs.prompts import TokenPolicy
+from npnet_runtime.inputs.resolution import ResolutionPolicy
 
 if TYPE_CHECKING:
     from npnet_runtime.generate.images import Made

@@ -1,4 +1,4 @@
-"""How a call is laid over threads, streams and CUDA graphs; what is computed is in `npnet_runtime.passes`."""
+"""How a call is laid over threads, streams and CUDA graphs, and what is kept of it. No engine's own code."""
 
 from npnet_runtime.hot_path.base import Early, Path
 from npnet_runtime.hot_path.choice import GraphChoice, choose_graphs

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.hot_path.base import Early
-from npnet_runtime.passes import Pass
+from npnet_runtime.hot_path.passes import Pass
 
 
 class HostPath:

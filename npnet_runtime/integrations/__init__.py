@@ -1,1 +1,1 @@
-"""Golden noise in other people's programs. Nothing here is imported by `import npnet_runtime`."""
+"""Golden noise in other people's programs. `import npnet_runtime` imports nothing of it."""

@@ -16,7 +16,7 @@ import latency
 from harness import Timing, interleave
 from latency_overlap import Overlap
 from npnet_runtime import GoldenNoise
-from npnet_runtime.models import MODELS
+from npnet_runtime.weights.models import MODELS
 from support.networks import SMALL, noise_and_prompts
 
 

@@ -12,8 +12,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import training
-from npnet_runtime.config import NPNetConfig
-from npnet_runtime.models import MODELS
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.weights.models import MODELS
 from support.networks import SMALL
 from text_encoders import BIG_G, LARGE, TextEncoders
 

@@ -23,10 +23,10 @@ from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.backends.aoti_backend import AotiBackend
 from npnet_runtime.backends.machine import this_platform
-from npnet_runtime.bundle import write_bundle
+from npnet_runtime.bundles.bundle import write_bundle
 from npnet_runtime.errors import BundleError, InputError
-from npnet_runtime.graphs import graphs
-from npnet_runtime.models import MODELS
+from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.weights.models import MODELS
 from support.networks import noise_and_prompts
 
 Settings = Callable[..., ExportSettings]

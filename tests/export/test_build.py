@@ -16,10 +16,11 @@ from npnet_export import ExportError, ExportSettings, ParityError, export
 from npnet_export.build import check
 from npnet_export.parity import TOLERANCES, difference
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import EngineBundle, GoldenNoise, NPNet, checkpoint
+from npnet_runtime import EngineBundle, GoldenNoise, NPNet
 from npnet_runtime.errors import BackendError, BundleError, CheckpointError, DownloadError
-from npnet_runtime.models import MODELS
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.weights import checkpoint
+from npnet_runtime.weights.models import MODELS
 from support.networks import SHAPES, noise_and_prompts
 
 Settings = Callable[..., ExportSettings]

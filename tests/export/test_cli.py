@@ -17,7 +17,7 @@ from npnet_export.cli import main
 from npnet_export.engines import ENGINES
 from npnet_export.parity import TOLERANCES
 from npnet_runtime import EngineBundle, GoldenNoise
-from npnet_runtime.models import MODELS
+from npnet_runtime.weights.models import MODELS
 from support.networks import SMALL, noise_and_prompts
 
 

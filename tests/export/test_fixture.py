@@ -18,10 +18,11 @@ from npnet_export.fixture import Fixture, verify_fixture
 from npnet_export.parity import TOLERANCES
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import SVD, latent_to_matrix, svd
-from npnet_runtime import EngineBundle, NPNet, checkpoint
-from npnet_runtime.bundle import write_bundle
-from npnet_runtime.networks import network_from_state
-from npnet_runtime.random_weights import random_state
+from npnet_runtime import EngineBundle, NPNet
+from npnet_runtime.bundles.bundle import write_bundle
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import network_from_state
+from npnet_runtime.weights import checkpoint
 from support.networks import SMALL, SMALL_ATTENTION, noise_and_prompts
 
 CPU = torch.device("cpu")

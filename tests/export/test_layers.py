@@ -24,11 +24,12 @@ from npnet_export.layers import LayerReport, compare_layers, debug_layers, graph
 from npnet_export.layers.modules import aoti_layers
 from npnet_export.request import BuildRequest
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import EngineBundle, checkpoint
-from npnet_runtime.bundle import write_bundle
+from npnet_runtime import EngineBundle
+from npnet_runtime.bundles.bundle import write_bundle
 from npnet_runtime.errors import BackendError, BundleError, NPNetError
-from npnet_runtime.networks import Network, NetworkConfig, network_from_state
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import Network, NetworkConfig, network_from_state
+from npnet_runtime.weights import checkpoint
 from support.networks import SMALL, SMALL_ATTENTION
 
 CPU = torch.device("cpu")

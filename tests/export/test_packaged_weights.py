@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from npnet_export.cli import main
-from npnet_runtime import EngineBundle, checkpoint
+from npnet_runtime import EngineBundle
 from npnet_runtime.errors import PackagedError
 from npnet_runtime.files import sha256
-from npnet_runtime.packaged import LISTING, PACKAGED, check_files
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.weights import checkpoint
+from npnet_runtime.weights.packaged import LISTING, PACKAGED, check_files
 from support.damage import alter
 from support.networks import SMALL_ATTENTION
 

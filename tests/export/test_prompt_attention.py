@@ -14,10 +14,11 @@ import torch
 from npnet_export import ExportSettings, export
 from npnet_export.verification import reference_network, verify
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import EngineBundle, GoldenNoise, checkpoint
+from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import BundleError
-from npnet_runtime.networks import network_from_state
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import network_from_state
+from npnet_runtime.weights import checkpoint
 from support.networks import SMALL_ATTENTION, noise_and_prompts
 
 

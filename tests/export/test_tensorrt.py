@@ -30,9 +30,9 @@ from npnet_runtime.backends.machine import Machine
 from npnet_runtime.backends.selection import select
 from npnet_runtime.backends.tensorrt_backend import TensorRTBackend, check_profile
 from npnet_runtime.backends.tensorrt_module import import_tensorrt, new_log
-from npnet_runtime.bundle import write_bundle
+from npnet_runtime.bundles.bundle import write_bundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.models import MODELS
+from npnet_runtime.weights.models import MODELS
 from support.networks import SMALL
 
 SPECTRAL_HEAD, PROMPT_HALF = "spectral_head.engine", "prompt_half.engine"

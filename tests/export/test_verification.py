@@ -16,10 +16,11 @@ from npnet_export.cli import main
 from npnet_export.parity import TOLERANCES
 from npnet_export.verification import Sample, Verification, reference_network, verify
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import EngineBundle, GoldenNoise, NPNet, checkpoint
+from npnet_runtime import EngineBundle, GoldenNoise, NPNet
 from npnet_runtime.errors import CheckpointError
-from npnet_runtime.models import MODELS
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.weights import checkpoint
+from npnet_runtime.weights.models import MODELS
 from support.networks import SMALL
 
 Settings = Callable[..., ExportSettings]

@@ -13,8 +13,9 @@ pytest.importorskip("diffusers")
 
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import EngineBundle, GoldenNoise, checkpoint
-from npnet_runtime.random_weights import random_state
+from npnet_runtime import EngineBundle, GoldenNoise
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.weights import checkpoint
 from support.pipelines import PIPELINES, TEXT
 
 

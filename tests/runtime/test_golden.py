@@ -55,7 +55,7 @@ class TestFullSize:
         """All but the SVD, which is replaced by what the original found."""
         golden = GoldenNoise(sdxl_bundles[engine].path, device="cpu")  # built before the SVD is replaced
         factors = SVD(fixture["U"], fixture["s"], fixture["Vh"])
-        monkeypatch.setattr("npnet_runtime.passes.svd", lambda matrix, solver, signs: factors)
+        monkeypatch.setattr("npnet_runtime.hot_path.passes.svd", lambda matrix, solver, signs: factors)
         prepared = golden.prepare(fixture["noise"])
         torch.testing.assert_close(prepared.spectral, fixture["spectral"], atol=5e-5, rtol=0)
         given = golden(prepared, fixture["prompt_embeds"])

@@ -18,7 +18,7 @@ from npnet_export.weights import WeightsRequest
 from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import EngineBundle, GoldenNoise, NPNet, NPNetError
 from npnet_runtime.errors import BackendError
-from npnet_runtime.models import MODELS
+from npnet_runtime.weights.models import MODELS
 from support.networks import noise_and_prompts
 
 pytestmark = pytest.mark.gpu

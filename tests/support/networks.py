@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npnet_runtime.config import NPNetConfig, SwinConfig
-from npnet_runtime.prompt_attention import PromptAttentionConfig
-from npnet_runtime.published import published_name
-from npnet_runtime.random_weights import scaled_state
+from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
+from npnet_runtime.networks.random_weights import scaled_state
+from npnet_runtime.weights.published import published_name
 
 DATA = Path(__file__).parents[1] / "data"
 

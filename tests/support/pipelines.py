@@ -33,7 +33,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from npnet_runtime.config import NPNetConfig
+from npnet_runtime.networks.npnet_config import NPNetConfig
 from support.networks import SMALL_SWIN
 
 TEXT = NPNetConfig(

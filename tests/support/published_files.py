@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from npnet_runtime.published import published_name
+from npnet_runtime.weights.published import published_name
 from support.networks import DATA
 
 

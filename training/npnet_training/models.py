@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from npnet_runtime.models import MODELS
-from npnet_runtime.packaged import PACKAGED
+from npnet_runtime.weights.models import MODELS
+from npnet_runtime.weights.packaged import PACKAGED
 from npnet_training.errors import ModelError
 
 EMBEDDED = ("shapes", "shapes-weak")

@@ -11,10 +11,10 @@ from npnet_export.layers.modules import LayersOf, aoti_layers, torch_layers
 from npnet_export.layers.report import THRESHOLDS, LayerReport
 from npnet_export.parity import fresh_inputs
 from npnet_kernels import latent_to_matrix, svd
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.graphs import SPECTRAL_HEAD, graphs
-from npnet_runtime.networks import Network
-from npnet_runtime.passes import SIGNS
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.hot_path.passes import SIGNS
+from npnet_runtime.networks.graphs import SPECTRAL_HEAD, graphs
+from npnet_runtime.networks.registry import Network
 
 _NOTES = {"torch": "the bundle's own modules", "onnxruntime": "the bundle's own graph"}
 _BUILT = "built again from the weights with every layer an output"

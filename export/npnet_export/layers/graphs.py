@@ -19,10 +19,10 @@ from npnet_export.tensorrt import build_engine
 from npnet_runtime.backends.onnxruntime_backend import SUFFIX, new_session
 from npnet_runtime.backends.tensorrt_backend import LoadedEngine
 from npnet_runtime.backends.tensorrt_module import import_tensorrt, new_log
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.graphs import graphs
-from npnet_runtime.networks import Network
+from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.registry import Network
 
 CPU = torch.device("cpu")
 Stage = Callable[[str], None]

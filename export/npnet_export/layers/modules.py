@@ -15,9 +15,9 @@ from npnet_export.engines import in_precision
 from npnet_export.layers.report import Layer, compare_layers
 from npnet_runtime.backends.aoti_backend import SUFFIX, load_package
 from npnet_runtime.backends.torch_backend import TorchBackend
-from npnet_runtime.bundle import EngineBundle
-from npnet_runtime.graphs import graphs
-from npnet_runtime.networks import Network
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.registry import Network
 
 LayersOf = Callable[[str, tuple[Tensor, ...]], tuple[Layer, ...]]
 

@@ -53,7 +53,7 @@ class LayerReport:
     """The layers of one graph of an engine.
 
     Args:
-        graph: a name of `npnet_runtime.graphs`.
+        graph: a name of `npnet_runtime.networks.graphs`.
         layers: in the order in which they are computed.
         threshold: of the relative error.
         note: what the engine's layers were taken from.

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, get_args
 
 import torch
 
-from npnet_runtime.bundle import EngineBundle
+from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BundleError, NPNetError
 from npnet_runtime.golden import GoldenNoise
-from npnet_runtime.inputs import DEVICES
+from npnet_runtime.inputs.checks import DEVICES
+from npnet_runtime.inputs.prompts import TokenPolicy
+from npnet_runtime.inputs.resolution import ResolutionPolicy
 from npnet_runtime.integrations.comfyui.noise import ComfyGoldenNoise, positive_prompt
-from npnet_runtime.prompts import TokenPolicy
-from npnet_runtime.resolution import ResolutionPolicy
 
 CATEGORY = "sampling/custom_sampling/noise"
 FOLDER = "npnet"  # in ComfyUI's folder of models

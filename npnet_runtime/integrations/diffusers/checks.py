@@ -9,7 +9,7 @@ import torch
 
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import PipelineError
-from npnet_runtime.networks import NetworkConfig
+from npnet_runtime.networks.registry import NetworkConfig
 
 # What diffusers' text-to-image pipelines copy from one another. Where it differs, the latents are made
 # from an image, are packed, or are a video's.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import NPNet
-from npnet_runtime.network import NPNet as Network
+from npnet_runtime.networks.npnet import NPNet as Network
 from support.networks import SMALL
 from support.streams import Clock, Cuda
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from npnet_runtime import passes
 from npnet_runtime.errors import BackendError
-from npnet_runtime.hot_path import choose_graphs
-from npnet_runtime.passes import capture_obstacle
+from npnet_runtime.hot_path import choose_graphs, passes
+from npnet_runtime.hot_path.passes import capture_obstacle
 from support.networks import SHAPES, SMALL, SMALL_ATTENTION
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from npnet_runtime import checkpoint
-from npnet_runtime.config import NPNetConfig, SwinConfig
-from npnet_runtime.prompt_attention import PromptAttentionConfig
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.weights import checkpoint
 from npnet_training.shapes import assets, build
 from support.shapes import SMALL
 

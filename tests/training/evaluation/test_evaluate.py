@@ -13,9 +13,9 @@ from PIL import Image
 
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import checkpoint
-from npnet_runtime.prompt_attention import PromptAttentionConfig
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.weights import checkpoint
 from npnet_training.errors import EvaluateError, ModelError, ScorerError, SettingsError
 from npnet_training.evaluation import Arm, EvaluateSettings, Evaluator, Results, evaluate, features
 from npnet_training.evaluation import arms as arms_module

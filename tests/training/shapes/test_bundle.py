@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from npnet_runtime import checkpoint
-from npnet_runtime.config import NPNetConfig, SwinConfig
-from npnet_runtime.networks import Network, network_for
-from npnet_runtime.prompt_attention import PromptAttentionConfig
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import Network, network_for
+from npnet_runtime.weights import checkpoint
 from npnet_training.shapes import assets, bundle
 from npnet_training.shapes.networks import TOKENS, WIDTH
 from support.damage import alter

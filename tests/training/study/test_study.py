@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from npnet_kernels import SVD
-from npnet_runtime import checkpoint
+from npnet_runtime.weights import checkpoint
 from npnet_training.evaluation import Results
 from npnet_training.sampling import Conditioning
 from npnet_training.shapes.assets import FOLDER

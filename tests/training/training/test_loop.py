@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from npnet_runtime import checkpoint
+from npnet_runtime.weights import checkpoint
 from npnet_training.errors import SettingsError, TrainError
 from npnet_training.training.cli import main
 from npnet_training.training.loop import train

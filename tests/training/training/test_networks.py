@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from npnet_kernels import latent_to_matrix, svd
-from npnet_runtime.networks import network_for
+from npnet_runtime.networks.registry import network_for
 from npnet_training.training.networks import autocast_products
 from support.networks import SMALL, SMALL_ATTENTION, noise_and_prompts, parity_state
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from npnet_runtime.networks import network_for
-from npnet_runtime.prompt_attention import PromptAttentionConfig
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
+from npnet_runtime.networks.registry import network_for
 from npnet_training.errors import DatasetError, RewardError, SettingsError
 from npnet_training.pairs import PairDataset, PairInfo, Pairs, write_pairs
 from npnet_training.pairs.shard import shard_path

@@ -14,15 +14,15 @@ import torch
 
 from npnet_runtime import GoldenNoise, __version__
 from npnet_runtime.files import atomic_directory
-from npnet_runtime.networks import network_for
-from npnet_runtime.packaged import PACKAGED
+from npnet_runtime.networks.registry import network_for
+from npnet_runtime.weights.packaged import PACKAGED
 from npnet_training.demo.checks import RESULTS, check_modules, check_output, read_facts
 from npnet_training.demo.settings import DemoSettings
 from npnet_training.errors import DemoError
 from npnet_training.shapes.assets import FOLDER, ShapesAssetsError, check
 
 if TYPE_CHECKING:
-    from npnet_runtime.bundle import EngineBundle
+    from npnet_runtime.bundles.bundle import EngineBundle
     from npnet_training.demo.drawing import Drawn
 
 ENGINE, GALLERY = "engine", "gallery.html"

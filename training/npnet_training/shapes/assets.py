@@ -11,8 +11,8 @@ import torch
 
 from npnet_runtime.errors import PackagedError
 from npnet_runtime.files import sha256
-from npnet_runtime.packaged import LISTING as MANIFEST
-from npnet_runtime.packaged import check_files
+from npnet_runtime.weights.packaged import LISTING as MANIFEST
+from npnet_runtime.weights.packaged import check_files
 from npnet_training.errors import ModelError
 
 FOLDER = Path(__file__).parent / "assets"

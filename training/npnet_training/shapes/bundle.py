@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from npnet_runtime import checkpoint
 from npnet_runtime.files import atomic_directory
+from npnet_runtime.weights import checkpoint
 from npnet_training.command import run
 from npnet_training.errors import ModelError
 from npnet_training.evaluation import paired

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from npnet_kernels import SVD, latent_to_matrix, svd
-from npnet_runtime import checkpoint
-from npnet_runtime.network import NPNet
-from npnet_runtime.networks import Network
+from npnet_runtime.networks.npnet import NPNet
+from npnet_runtime.networks.registry import Network
+from npnet_runtime.weights import checkpoint
 from npnet_training.errors import StudyError
 from npnet_training.evaluation import Arm
 from npnet_training.sampling import Conditioning

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from npnet_runtime import checkpoint
 from npnet_runtime.files import atomic_file
+from npnet_runtime.weights import checkpoint
 from npnet_training.errors import TrainError
 from npnet_training.training.averaging import WeightAverage
 from npnet_training.training.batch import TrainBatch

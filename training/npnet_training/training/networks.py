@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npnet_runtime import checkpoint
-from npnet_runtime.config import NPNetConfig, SwinConfig
 from npnet_runtime.errors import CheckpointError, ConfigError
-from npnet_runtime.network import NPNet
-from npnet_runtime.networks import Network, NetworkConfig, network_for
-from npnet_runtime.prompt_attention import PromptAttentionConfig, default_channels
+from npnet_runtime.networks.npnet import NPNet
+from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, default_channels
+from npnet_runtime.networks.registry import Network, NetworkConfig, network_for
+from npnet_runtime.weights import checkpoint
 from npnet_training.errors import SettingsError, TrainError
 from npnet_training.training.settings import NetworkSettings, TrainSettings
 from npnet_training.training.source import SourceInfo
@@ -42,7 +42,7 @@ def make_network(settings: TrainSettings, info: SourceInfo) -> Network:
 
     Args:
         settings: kind and sizes of the network, seed of its first weights, and a checkpoint of any form that
-            `npnet_runtime.checkpoint.read` reads to start from, whose own sizes win.
+            `npnet_runtime.weights.checkpoint.read` reads to start from, whose own sizes win.
         info: of the dataset.
 
     Raises:

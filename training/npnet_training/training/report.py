@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npnet_runtime import checkpoint
 from npnet_runtime.files import atomic_file
-from npnet_runtime.network import NPNet
-from npnet_runtime.networks import Network
+from npnet_runtime.networks.npnet import NPNet
+from npnet_runtime.networks.registry import Network
+from npnet_runtime.weights import checkpoint
 from npnet_training.noise_statistics import noise_statistics
 from npnet_training.training.data import TrainingData
 from npnet_training.training.losses import target_of

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from npnet_runtime.files import atomic_directory
-from npnet_runtime.networks import NetworkConfig
+from npnet_runtime.networks.registry import NetworkConfig
 from npnet_training.errors import TrainError
 from npnet_training.settings import differences
 from npnet_training.training.averaging import WeightAverage

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from npnet_runtime.errors import DownloadError
-from npnet_runtime.hub import download, looks_like_hub_id, split_hub_id
+from npnet_runtime.weights.hub import download, looks_like_hub_id, split_hub_id
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npnet_runtime.networks import NetworkConfig, network_for
+from npnet_runtime.networks.registry import NetworkConfig, network_for
 
 ALPHA, BETA = 0.7, 0.05
 

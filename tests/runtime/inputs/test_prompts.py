@@ -7,7 +7,7 @@ import torch
 
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import InputError
-from npnet_runtime.prompts import fit_tokens
+from npnet_runtime.inputs.prompts import fit_tokens
 from support.networks import SMALL, noise_and_prompts
 
 NOISE, CHUNKS = noise_and_prompts(SMALL, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npnet_runtime import EngineBundle, GoldenNoise, NPNetConfig
 from npnet_runtime.errors import InputError
-from npnet_runtime.resolution import to_native_size, to_network_size
+from npnet_runtime.inputs.resolution import to_native_size, to_network_size
 from support.networks import SMALL, noise_and_prompts
 
 FULL = NPNetConfig()

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.errors import InputError
-from npnet_runtime.networks import NetworkConfig
+from npnet_runtime.networks.registry import NetworkConfig
 
 ResolutionPolicy = Literal["error", "transfer"]
 FILL_SEED = 0

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from npnet_runtime import NPNet, NPNetConfig, checkpoint
+from npnet_runtime import NPNet, NPNetConfig
 from npnet_runtime.errors import CheckpointError
-from npnet_runtime.models import MODELS
-from npnet_runtime.published import is_unused, published_name
+from npnet_runtime.weights import checkpoint
+from npnet_runtime.weights.models import MODELS
+from npnet_runtime.weights.published import is_unused, published_name
 from support.networks import SMALL
 from support.published_files import published_groups, published_shapes, write_pth, write_safetensors
 

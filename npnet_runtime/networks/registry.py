@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import ConfigError
-from npnet_runtime.network import NPNet
-from npnet_runtime.prompt_attention import PromptAttentionConfig, PromptAttentionNet
+from npnet_runtime.networks.npnet import NPNet
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, PromptAttentionNet
 
 NetworkConfig = NPNetConfig | PromptAttentionConfig
 Network = NPNet | PromptAttentionNet

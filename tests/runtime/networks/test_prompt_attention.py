@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from npnet_runtime import checkpoint
 from npnet_runtime.errors import CheckpointError, ConfigError
-from npnet_runtime.networks import config_from_dict, network_for, network_from_state
-from npnet_runtime.prompt_attention import PromptAttentionConfig, PromptAttentionNet, default_channels
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.prompt_attention import (
+    PromptAttentionConfig,
+    PromptAttentionNet,
+    default_channels,
+)
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import config_from_dict, network_for, network_from_state
+from npnet_runtime.weights import checkpoint
 from support.networks import SMALL, SMALL_ATTENTION, noise_and_prompts
 
 SHAPES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import ConfigError
+from npnet_runtime.networks.npnet_config import NPNetConfig
 
 
 @dataclass(frozen=True)

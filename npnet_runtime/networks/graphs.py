@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from npnet_runtime.config import NPNetConfig
-from npnet_runtime.networks import NetworkConfig
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.registry import NetworkConfig
 
 SPECTRAL_HEAD, PROMPT_HALF, NETWORK = "spectral_head", "prompt_half", "network"
 

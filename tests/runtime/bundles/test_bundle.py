@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load, save
 
 from npnet_runtime import EngineBundle, GoldenNoise
-from npnet_runtime.bundle import check_target, write_bundle
+from npnet_runtime.bundles.bundle import check_target, write_bundle
+from npnet_runtime.bundles.manifest import FILENAME, Manifest
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.manifest import FILENAME, Manifest
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 from npnet_runtime.backends import tensorrt_backend
 from npnet_runtime.backends.tensorrt_backend import MAX_CONTEXTS, LoadedEngine, _Captured
 from npnet_runtime.errors import BackendError
-from npnet_runtime.graphs import Graph
+from npnet_runtime.networks.graphs import Graph
 
 DEVICE = torch.device("cuda", 0)
 

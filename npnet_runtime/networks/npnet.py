@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from npnet_kernels import SVD
 from npnet_kernels.affine.reference import text_affine_reference
 from npnet_kernels.reconstruction.reference import GROUP_NORM_EPS, combine_reference, spectral_reference
-from npnet_runtime.config import NPNetConfig
-from npnet_runtime.swin import SwinTransformer, WindowAttention
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.swin import SwinTransformer, WindowAttention
 
 FLOAT32_PARTS = (
     "group norm",
@@ -234,7 +234,7 @@ class NPNet(nn.Module):
         return 2 * torch.sigmoid(self.alpha) - 1
 
     def parts(self) -> dict[str, nn.Module]:
-        """The module behind each of the engine's graphs; see `npnet_runtime.graphs`."""
+        """The module behind each of the engine's graphs; see `npnet_runtime.networks.graphs`."""
         return {"spectral_head": self.spectral_head, "prompt_half": self.prompt_half}
 
     def to_precision(self, dtype: torch.dtype) -> Self:

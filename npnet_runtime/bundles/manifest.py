@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import BundleError, ConfigError
-from npnet_runtime.networks import NetworkConfig, config_from_dict
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.registry import NetworkConfig, config_from_dict
 
 FILENAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "npnet-engine-bundle", 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from npnet_runtime import GoldenNoise
-from npnet_runtime.caches import Cache, content_key
 from npnet_runtime.errors import InputError
+from npnet_runtime.hot_path.caches import Cache, content_key
 from support.networks import SMALL, noise_and_prompts
 
 

@@ -22,11 +22,11 @@ from npnet_kernels.backends import Backend as Kernels
 from npnet_kernels.backends import has_triton
 from npnet_kernels.linalg.choice import Situation, Solver, choose
 from npnet_runtime.backends.base import Backend
-from npnet_runtime.config import NPNetConfig
+from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import InputError
-from npnet_runtime.graphs import NETWORK, PROMPT_HALF, SPECTRAL_HEAD
-from npnet_runtime.manifest import Manifest
-from npnet_runtime.networks import NetworkConfig
+from npnet_runtime.networks.graphs import NETWORK, PROMPT_HALF, SPECTRAL_HEAD
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.registry import NetworkConfig
 
 # What a manifest records -> what `svd` takes.
 SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-is": "as-is"}
@@ -49,7 +49,7 @@ class Pass(Protocol):
 
 
 class NPNetPass:
-    """Spectral half before the prompt, prompt half, and their sum; see `npnet_runtime.network`."""
+    """Spectral half before the prompt, prompt half, and their sum; see `npnet_runtime.networks.npnet`."""
 
     def __init__(self, backend: Backend, manifest: Manifest, kernels: Kernels) -> None:
         self._backend, self._manifest, self._kernels = backend, manifest, kernels

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npnet_runtime.config import SwinConfig
+from npnet_runtime.networks.npnet_config import SwinConfig
 
 # Score added between tokens that the cyclic shift brought together (paper, Fig. 4).
 MASKED_SCORE = -100.0

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from npnet_runtime import NPNetConfig
-from npnet_runtime.config import SwinConfig
 from npnet_runtime.errors import ConfigError
-from npnet_runtime.models import MODELS, get_model
+from npnet_runtime.networks.npnet_config import SwinConfig
+from npnet_runtime.weights.models import MODELS, get_model
 from support.networks import SHAPES
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from baseline import PublishedNPNet
 from npnet_kernels import SVD, latent_to_matrix, svd
 from npnet_runtime import NPNet, NPNetConfig
-from npnet_runtime.network import nearest_index
-from npnet_runtime.networks import network_from_state
-from npnet_runtime.random_weights import random_state
+from npnet_runtime.networks.npnet import nearest_index
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import network_from_state
 from support.networks import SHAPES, SMALL, noise_and_prompts, parity_state
 
 # Two orders of summing 157,696 products in float32 differ by up to 3e-5 in a value of order 1; everything

@@ -14,11 +14,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from npnet_runtime.bundles.manifest import FILENAME, BundleFile, Manifest
 from npnet_runtime.errors import BundleError
 from npnet_runtime.files import atomic_directory, sha256
-from npnet_runtime.manifest import FILENAME, BundleFile, Manifest
-from npnet_runtime.models import MODELS
-from npnet_runtime.packaged import PACKAGED
+from npnet_runtime.weights.models import MODELS
+from npnet_runtime.weights.packaged import PACKAGED
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from npnet_runtime.config import SwinConfig
-from npnet_runtime.swin import LayerNorm, SwinTransformer, inverse, shift_mask, window_order
+from npnet_runtime.networks.npnet_config import SwinConfig
+from npnet_runtime.networks.swin import LayerNorm, SwinTransformer, inverse, shift_mask, window_order
 
 SIDES = [(14, 7, 0), (14, 7, 3), (10, 5, 2), (6, 2, 1), (7, 7, 0)]
 

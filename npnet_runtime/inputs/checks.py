@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.errors import InputError
-from npnet_runtime.networks import NetworkConfig
-from npnet_runtime.prompts import TokenPolicy, check_tokens
-from npnet_runtime.resolution import ResolutionPolicy
+from npnet_runtime.inputs.prompts import TokenPolicy, check_tokens
+from npnet_runtime.inputs.resolution import ResolutionPolicy
+from npnet_runtime.networks.registry import NetworkConfig
 
 DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -24,12 +24,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from npnet_runtime.config import NPNetConfig
 from npnet_runtime.errors import CheckpointError
 from npnet_runtime.files import atomic_file, sha256
-from npnet_runtime.models import MODELS
-from npnet_runtime.networks import Network, NetworkConfig, config_from_dict, network_for, network_from_state
-from npnet_runtime.published import GROUPS, TEXT_GROUPS, is_unused, published_name
+from npnet_runtime.networks.npnet_config import NPNetConfig
+from npnet_runtime.networks.registry import (
+    Network,
+    NetworkConfig,
+    config_from_dict,
+    network_for,
+    network_from_state,
+)
+from npnet_runtime.weights.models import MODELS
+from npnet_runtime.weights.published import GROUPS, TEXT_GROUPS, is_unused, published_name
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMAT, FORMAT_VERSION = "npnet-runtime-checkpoint", 1

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npnet_kernels import SVD
-from npnet_runtime.config import fields_from_dict, require_positive_ints
 from npnet_runtime.errors import ConfigError
+from npnet_runtime.networks.npnet_config import fields_from_dict, require_positive_ints
 
 GROUPS = 8
 LOWEST_SIDE, LOWEST_WIDTHS, LEAST_WIDTH = 16, (48, 96), 16
@@ -250,7 +250,7 @@ class PromptAttentionNet(nn.Module):
         return (noise.float() + change).to(noise.dtype)
 
     def parts(self) -> dict[str, nn.Module]:
-        """The module behind each of the engine's graphs; see `npnet_runtime.graphs`."""
+        """The module behind each of the engine's graphs; see `npnet_runtime.networks.graphs`."""
         return {"network": self}
 
     def to_precision(self, dtype: torch.dtype) -> Self:
