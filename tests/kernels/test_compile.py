@@ -17,7 +17,7 @@ import torch
 
 from npnet_kernels.affine import launch as affine
 from npnet_kernels.backends import interpreting
-from npnet_kernels.linalg.jacobi import Schedule
+from npnet_kernels.linalg.schedule import Schedule
 from npnet_kernels.reconstruction import launch as reconstruction
 
 triton = pytest.importorskip("triton")

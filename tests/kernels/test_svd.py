@@ -16,9 +16,9 @@ import npnet_kernels
 from npnet_kernels import SVD, SVDInputError, canonical_signs, svd
 from npnet_kernels.linalg import jacobi
 from npnet_kernels.linalg.choice import Situation, choose
-from npnet_kernels.linalg.jacobi import Schedule
 from npnet_kernels.linalg.refinement import TOLERANCE, refine
 from npnet_kernels.linalg.scaling import normalise
+from npnet_kernels.linalg.schedule import Schedule
 from npnet_kernels.linalg.signs import reference_draws
 
 Draw = Callable[..., torch.Tensor]

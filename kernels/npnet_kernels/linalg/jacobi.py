@@ -1,4 +1,4 @@
-"""`jacobi`: all rotations of a sweep at once, as matrix products; the method, its schedule and its reference.
+"""`jacobi`: all rotations of a sweep at once, as matrix products; the method and its reference.
 
 One iteration, with `B = M V`:
 
@@ -15,48 +15,16 @@ one Newton-Schulz step for V and `B = M V`. `||K^2||_F^(1/2)` bounds `||K||_2` f
 longer than `c`; a power iteration, cheaper, underestimates the norm and diverges.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from npnet_kernels.linalg.batching import one_by_one
 from npnet_kernels.linalg.refinement import Refined, refine
+from npnet_kernels.linalg.schedule import ALPHA, Schedule, schedule_for
 
 Product = Callable[[Tensor, Tensor], Tensor]
-
-ALPHA = (2 - math.sqrt(2)) / 4
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What is run for matrices of side n; the numbers come from CPU runs on Gaussian matrices.
-
-    Attributes:
-        step: `c`, the longest step.
-        coarse: iterations in TF32, with no convergence test.
-        fine: the most iterations near float32 that follow; a matrix stops at its convergence.
-        clean_every: fine iterations from one clean-up to the next.
-        coarse_threshold: columns of relative product below this are not rotated in the coarse phase.
-        fine_threshold: the same for the fine phase.
-        converged: `||K||_F` at which an iteration is the last: its error is the square, and the tail
-            squares twice.
-    """
-
-    step: float
-    coarse: int
-    fine: int = 12
-    clean_every: int = 4
-    coarse_threshold: float = 2e-4
-    fine_threshold: float = 1e-6
-    converged: float = 1e-3
-
-
-def schedule_for(n: int) -> Schedule:
-    """The schedule for side `n`: on noise, `||K^2||_F^(1/2)` is about n^(1/4) times the 2-norm of K."""
-    return Schedule(step=0.65 * n**0.25, coarse=2 * math.ceil(math.log2(n)) + 1)
 
 
 def jacobi_svd(matrix: Tensor) -> Refined:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.linalg import jacobi_kernels as kernels
-from npnet_kernels.linalg.jacobi import ALPHA, Schedule, schedule_for
+from npnet_kernels.linalg.schedule import ALPHA, Schedule, schedule_for
 
 _COARSE, _FINE = "tf32", "tf32x3"  # tf32x3 keeps 22 bits of a product
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from npnet_kernels.linalg.rotations import Entrywise, entrywise_for
+from npnet_kernels.backends import has_triton
+from npnet_kernels.linalg.rotations import Entrywise, EntrywiseReference
 
 TOLERANCE = 1e-6
 """Factors are certified when `Refined.residual` does not exceed this, ten times the rounding of float32."""
@@ -56,6 +57,15 @@ def refine(matrix: Tensor, v: Tensor, *, steps: int = 2, entrywise: Entrywise | 
     u, v = _permute_columns(u, order), _permute_columns(v, order)
     residual = between.worst_entry(u.mT @ u, v.mT @ v, matrix @ v, u, s)
     return Refined(u, s, v, torch.where(settled, residual, torch.inf))
+
+
+def entrywise_for(matrix: Tensor) -> Entrywise:
+    """One kernel a step on CUDA, where the reference's many small ones would cost more than the products."""
+    if matrix.is_cuda and has_triton():
+        from npnet_kernels.linalg.rotation_launch import EntrywiseKernels
+
+        return EntrywiseKernels()
+    return EntrywiseReference()
 
 
 def _left_vectors(matrix: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What `refine` does between its products, entry by entry: the reference, and who runs it.
+"""What `refine` does between its products, entry by entry: the steps and their reference.
 
 Legend: `gram_u = U^T U` and `gram_v = V^T V`, whose defects are `I - U^T U` and `I - V^T V`; `t = U^T M V`.
 All float64, matrices `(..., n, n)`.
@@ -8,8 +8,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from npnet_kernels.backends import has_triton
 
 CLUSTER = 1e-6  # gaps below this part of s_1 cannot be told from the rounding of a float32 matrix
 LARGEST_ANGLE = 0.15  # beyond it the linearised rotation is not to be trusted
@@ -35,15 +33,6 @@ class Entrywise(Protocol):
 
     def worst_entry(self, gram_u: Tensor, gram_v: Tensor, mv: Tensor, u: Tensor, s: Tensor) -> Tensor:
         """Largest entry of `I - U^T U`, `I - V^T V` and `(M V - U diag(s)) / s_1`; NaN gives infinity."""
-
-
-def entrywise_for(matrix: Tensor) -> Entrywise:
-    """One kernel a step on CUDA, where the reference's many small ones would cost more than the products."""
-    if matrix.is_cuda and has_triton():
-        from npnet_kernels.linalg.rotation_launch import EntrywiseKernels
-
-        return EntrywiseKernels()
-    return EntrywiseReference()
 
 
 class EntrywiseReference:

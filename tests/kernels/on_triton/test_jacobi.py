@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from npnet_kernels.linalg import jacobi_launch
-from npnet_kernels.linalg.jacobi import Schedule, jacobi_vectors_reference, schedule_for
+from npnet_kernels.linalg.jacobi import jacobi_vectors_reference
 from npnet_kernels.linalg.jacobi_launch import Tiling, jacobi_vectors
 from npnet_kernels.linalg.refinement import TOLERANCE, refine
 from npnet_kernels.linalg.scaling import normalise
+from npnet_kernels.linalg.schedule import Schedule, schedule_for
 
 Draw = Callable[..., torch.Tensor]
 
