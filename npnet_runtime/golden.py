@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,9 +38,6 @@ from npnet_runtime.inputs.resolution import (
     to_native_size,
     to_network_size,
 )
-
-if TYPE_CHECKING:
-    from npnet_runtime.integrations.diffusers import GivenLatents
 
 
 class GoldenNoise:
@@ -218,7 +215,7 @@ class GoldenNoise:
         check_noise(noise, self.bundle.manifest.config, self.device, self._resolution, finite=finite)
         return self._prepare(noise, key)
 
-    def attach(self, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
+    def attach(self, pipe: Any, *, given_latents: Literal["golden", "as-is"] = "golden") -> None:
         """Make every call of a diffusers pipeline start from golden noise.
 
         See `npnet_runtime.integrations.diffusers.attach`.

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.backends.base import empty_outputs
+from npnet_runtime.backends.pool import Pool
 from npnet_runtime.backends.tensorrt_module import MODULES, SUFFIX, import_tensorrt, new_log
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.hot_path.pool import Pool
 from npnet_runtime.networks.graphs import Graph, graphs
 
 MAX_CONTEXTS = 4  # calls in flight at once; each context holds the activations of a whole batch

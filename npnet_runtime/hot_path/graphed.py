@@ -11,10 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from npnet_runtime.backends.pool import Pool
 from npnet_runtime.hot_path.base import Early
 from npnet_runtime.hot_path.capture import Capture
 from npnet_runtime.hot_path.passes import Pass, Solver
-from npnet_runtime.hot_path.pool import Pool
 from npnet_runtime.hot_path.static import Recorder, StaticCall, bucket_for
 from npnet_runtime.hot_path.streams import MAX_CALLERS, StreamPath, overlapped
 from npnet_runtime.networks.npnet_config import NPNetConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npnet_runtime.backends.pool import Pool
 from npnet_runtime.hot_path.base import Early
 from npnet_runtime.hot_path.passes import Pass, Solver
-from npnet_runtime.hot_path.pool import Pool
 
 MAX_CALLERS = 4  # calls in flight at once, here and with graphs; each has streams and buffers of its own
 

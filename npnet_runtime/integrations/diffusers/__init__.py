@@ -1,5 +1,5 @@
 """diffusers: `golden.attach(pipe)`, and golden noise is in every call of the pipeline."""
 
-from npnet_runtime.integrations.diffusers.attachment import GivenLatents, attach, detach
+from npnet_runtime.integrations.diffusers.attachment import attach, detach
 
-__all__ = ["GivenLatents", "attach", "detach"]
+__all__ = ["attach", "detach"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from npnet_runtime.golden import GoldenNoise, PreparedNoise
+from npnet_runtime.hot_path.prepared import PreparedNoise
+from npnet_runtime.integrations.protocol import Golden
 
 
 class Ahead:
@@ -23,7 +22,7 @@ class Ahead:
         worker: the thread.
     """
 
-    def __init__(self, golden: GoldenNoise, noise: Tensor, worker: ThreadPoolExecutor) -> None:
+    def __init__(self, golden: Golden, noise: Tensor, worker: ThreadPoolExecutor) -> None:
         self._golden = golden
         self._stream: torch.cuda.Stream | None = None
         if noise.is_cuda:

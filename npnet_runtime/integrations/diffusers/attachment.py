@@ -12,15 +12,13 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from npnet_runtime.errors import PipelineError
-from npnet_runtime.integrations.diffusers.call import Call, GivenLatents
+from npnet_runtime.integrations.diffusers.call import Call
 from npnet_runtime.integrations.diffusers.checks import check_pipeline
 from npnet_runtime.integrations.diffusers.draw import Draw
-
-if TYPE_CHECKING:
-    from npnet_runtime.golden import GoldenNoise
+from npnet_runtime.integrations.protocol import GivenLatents, Golden
 
 ATTRIBUTE = "_npnet_attachment"
 
@@ -29,7 +27,7 @@ ATTRIBUTE = "_npnet_attachment"
 class Attachment:
     """What an attached pipeline carries; its copies share it."""
 
-    golden: GoldenNoise
+    golden: Golden
     given_latents: GivenLatents
     # one thread: a pipeline is in one call at a time
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "npnet-ahead"))
@@ -42,7 +40,7 @@ class Attachment:
 _current: ContextVar[Call | None] = ContextVar("npnet_call", default=None)
 
 
-def attach(golden: GoldenNoise, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
+def attach(golden: Golden, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
     """Make every call of `pipe` start from golden noise.
 
     The noise is drawn as the plain pipeline draws it, from the same random state, made golden for the
@@ -73,7 +71,7 @@ def attach(golden: GoldenNoise, pipe: Any, *, given_latents: GivenLatents = "gol
     pipe.__class__ = _attached_class(plain)
 
 
-def detach(golden: GoldenNoise, pipe: Any) -> None:
+def detach(golden: Golden, pipe: Any) -> None:
     """Give the pipeline its own class back: it is what it was before `attach`.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -13,11 +13,7 @@ from npnet_runtime.errors import PipelineError
 from npnet_runtime.integrations.diffusers.ahead import Ahead
 from npnet_runtime.integrations.diffusers.checks import ELSEWHERE, check_device, denoiser
 from npnet_runtime.integrations.diffusers.draw import Draw
-
-if TYPE_CHECKING:
-    from npnet_runtime.golden import GoldenNoise
-
-GivenLatents = Literal["golden", "as-is"]
+from npnet_runtime.integrations.protocol import GivenLatents, Golden
 
 
 class Call:
@@ -29,7 +25,7 @@ class Call:
         given_latents: what becomes of noise that the caller passes.
     """
 
-    def __init__(self, pipe: Any, golden: GoldenNoise, given_latents: GivenLatents) -> None:
+    def __init__(self, pipe: Any, golden: Golden, given_latents: GivenLatents) -> None:
         self.pipe = pipe
         self._golden = golden
         self._given_latents = given_latents

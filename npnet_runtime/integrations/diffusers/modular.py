@@ -8,9 +8,9 @@ import torch
 from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
-from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.integrations.diffusers.checks import check_device, denoiser
 from npnet_runtime.integrations.diffusers.draw import Draw
+from npnet_runtime.integrations.protocol import Golden
 
 
 class GoldenNoiseStep(ModularPipelineBlocks):
@@ -23,7 +23,7 @@ class GoldenNoiseStep(ModularPipelineBlocks):
         golden: the engine.
     """
 
-    def __init__(self, golden: GoldenNoise) -> None:
+    def __init__(self, golden: Golden) -> None:
         super().__init__()
         self._golden = golden
 

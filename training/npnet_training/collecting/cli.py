@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
-from npnet_training.collecting.collector import Collector, Progress, collect
+from npnet_training.collecting.collector import Collector
 from npnet_training.collecting.items import items
+from npnet_training.collecting.run import Progress, collect
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.command import run
 

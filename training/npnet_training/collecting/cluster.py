@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from npnet_training.collecting.collector import Collector
 from npnet_training.collecting.items import Item
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.errors import SettingsError, TrainingError
@@ -79,8 +80,6 @@ class Worker:
     """What an actor runs."""
 
     def __init__(self, settings: CollectSettings, model: str) -> None:
-        from npnet_training.collecting.collector import Collector
-
         self.collector = Collector(settings, model)
 
     def info(self) -> PairInfo:

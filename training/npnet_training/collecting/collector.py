@@ -1,41 +1,21 @@
-"""From prompts to noise pairs, shard by shard."""
+"""A pipeline and its scorers at work: an item of prompts and seeds in, a shard of noise pairs out."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from npnet_training.collecting.items import Item, done, items
+from npnet_training.collecting.items import Item
 from npnet_training.collecting.samples import write_samples
 from npnet_training.collecting.settings import OF_THE_RUN, CollectSettings
-from npnet_training.errors import DatasetError
 from npnet_training.models import ModelInfo, load_pipeline
-from npnet_training.pairs.info import FILE, PairInfo
+from npnet_training.pairs.info import PairInfo
 from npnet_training.pairs.shard import Pairs, shard_path, write_pairs
 from npnet_training.sampling import Denoiser, draw_noise, redenoise, sample_images
 from npnet_training.scorers import SelectionRule, load_scorer, score_all
-from npnet_training.settings import differences
-from npnet_training.storage import exists, is_free
-
-if TYPE_CHECKING:
-    from npnet_training.collecting.cluster import RayPool
-
-
-@dataclass(frozen=True)
-class Progress:
-    """After a shard: pairs made and kept in all; pairs and images made in this run, and its seconds."""
-
-    pairs: int
-    kept: int
-    new: int
-    images: int
-    seconds: float
 
 
 class Collector:
@@ -115,74 +95,3 @@ class Collector:
         """Collect items one after the other; each with its number of kept pairs."""
         for item in todo:
             yield item, self.collect(item)
-
-
-def collect(
-    settings: CollectSettings, report: Callable[[Progress], None] = lambda progress: None
-) -> Progress:
-    """Make the dataset, or what is missing of it.
-
-    Args:
-        settings: see there.
-        report: called after every shard.
-
-    Raises:
-        DatasetError: the folder holds another dataset or cannot be written.
-        TrainingError: a model, scorer or prompt is wrong.
-    """
-    began = time.perf_counter()
-    next(items(settings))  # prompts that cannot be read end it before a model is loaded or a folder made
-    pairs = kept = new = 0
-
-    def todo(info: PairInfo) -> Iterator[Item]:
-        nonlocal pairs, kept
-        for item in items(settings):
-            count = done(settings, item, info)
-            if count is None:
-                yield item
-            else:
-                pairs, kept = pairs + len(item.prompts), kept + count
-
-    def progress() -> Progress:
-        images = 2 * new if settings.scorers else 0
-        return Progress(pairs, kept, new, images, time.perf_counter() - began)
-
-    with _workers(settings) as workers:
-        info = workers.info()
-        _begin(settings, info)
-        for item, count in workers.collect_all(todo(info)):
-            pairs, kept, new = pairs + len(item.prompts), kept + count, new + len(item.prompts)
-            report(progress())
-    return progress()
-
-
-def _workers(settings: CollectSettings) -> AbstractContextManager[Collector | RayPool]:
-    if settings.ray is None:
-        return nullcontext(Collector(settings))
-    from npnet_training.collecting.cluster import RayPool
-
-    return RayPool(settings)
-
-
-def _begin(settings: CollectSettings, info: PairInfo) -> None:
-    folder = settings.folder
-    if exists(folder / FILE):
-        found = PairInfo.read(folder)
-        if not settings.resume:
-            raise DatasetError(f"{folder} holds a dataset: go on with --resume, or give another --output")
-        if found != info:
-            wrong = differences(_flat(found), _flat(info))
-            raise DatasetError(f"{folder} was collected with other settings:\n  " + "\n  ".join(wrong))
-        return
-    if not is_free(folder):
-        raise DatasetError(f"{folder} exists and is no dataset of noise pairs: give another --output")
-    try:
-        info.write(folder)
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be written ({error})") from error
-
-
-def _flat(info: PairInfo) -> dict[str, Any]:
-    values = {**vars(info), **info.settings}
-    del values["settings"]
-    return values

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from npnet_runtime.hot_path.pool import Pool
+from npnet_runtime.backends.pool import Pool
 
 
 def test_one_while_one_is_enough() -> None:

@@ -1,0 +1,30 @@
+"""What an integration asks of golden noise: so much of `GoldenNoise`, and nothing of the class itself."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.hot_path.prepared import PreparedNoise
+
+GivenLatents = Literal["golden", "as-is"]
+"""What becomes of noise that the caller of a pipeline passes as `latents`."""
+
+
+class Golden(Protocol):
+    """An engine that makes noise golden; see `npnet_runtime.GoldenNoise`, which is one."""
+
+    bundle: EngineBundle
+    device: torch.device
+
+    def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor) -> Tensor:
+        """Golden noise (B, C, H, W) of noise and the embeddings of its prompts."""
+
+    def prepare(self, noise: Tensor) -> PreparedNoise:
+        """Do the work that needs no prompt."""
+
+    def check_shapes(self, noise: tuple[int, ...], prompt_embeds: tuple[int, ...]) -> None:
+        """Check the shapes of a call ahead of it."""
