@@ -12,6 +12,7 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Row:
     implementation: str
     median_ms: float
     p90_ms: float
+    samples: int
     graph: bool
     max_error: float
     agrees: bool
@@ -54,13 +56,22 @@ def main(arguments: list[str] | None = None) -> int:
     roofline = measure_roofline(device)
     surroundings["copy bandwidth GB/s"] = f"{roofline.bytes_per_second / 1e9:.0f}"
     surroundings["matmul rate TFLOP/s"] = f"{roofline.flops_per_second / 1e12:.2f}"
-    rows = measure(options, device, roofline)
+    failed: dict[str, str] = {}
+    rows: list[Row] = []
+    for row in measure(options, device, roofline, failed):
+        rows.append(row)
+        if options.out:  # a run that is stopped keeps what it had
+            write_rows(options.out, rows, surroundings, failed, interpreted=options.interpret)
     print(table(rows))
+    for name, error in failed.items():
+        print(f"not measured: {name}: {error}")
     if options.interpret:
         print("\nInterpreted on the CPU: the errors are meaningful, the times are not.")
     if options.out:
-        write(options.out, rows, surroundings, interpreted=options.interpret)
-    return 0 if all(row.agrees for row in rows if row.implementation == "ours") else 1
+        write_rows(options.out, rows, surroundings, failed, interpreted=options.interpret)
+        plot(options.out / "kernels.png", rows, surroundings, interpreted=options.interpret)
+    ours = [row for row in rows if row.implementation == "ours"]
+    return 0 if ours and not failed and all(row.agrees for row in ours) else 1
 
 
 def device_details(device: Any) -> dict[str, Any]:
@@ -94,49 +105,73 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--repeats", type=int, help="rounds (default: 50, 1 interpreted)")
+    parser.add_argument("--seconds", type=float, help="about how long the timing of a case may take")
     parser.add_argument("--warm", action="store_true", help="leave the L2 cache alone between runs")
     return parser.parse_args(arguments)
 
 
-def measure(options: argparse.Namespace, device: Any, roofline: Any) -> list[Row]:
-    """All rows: errors first, then the interleaved times."""
+def measure(options: argparse.Namespace, device: Any, roofline: Any, failed: dict[str, str]) -> Iterator[Row]:
+    """Rows as they are measured, of each case the errors first, then the interleaved times.
+
+    What raises is left out, and named in `failed` with its error; the others go on.
+    """
     import torch
 
-    from kernels_cases import Sizes, cases
-    from kernels_timing import interleave
+    from kernels_cases import MAKERS, Sizes
 
     sizes = Sizes(latent=8, tokens=5, dim=96) if options.interpret else Sizes()
     batches = options.batch or ([1, 2] if options.interpret else BATCHES)
-    repeats = options.repeats or (1 if options.interpret else 50)
-    rows = []
-    for case in cases(batches, sizes, device, getattr(torch, options.dtype)):
-        if options.operator not in (None, case.operator):
+    for operator, make in MAKERS.items():
+        if options.operator not in (None, operator):
             continue
-        runs = {"ours": case.ours, **case.rivals}
-        exact = case.exact()
-        errors = {name: float((run().cpu().double() - exact).abs().amax()) for name, run in runs.items()}
-        agrees = {name: error <= case.tolerance for name, error in errors.items()}
-        times = interleave(runs, case.capturable, device, repeats, cold=not options.warm)
-        least = roofline.milliseconds(case.read_write, case.flops)
-        for name, timing in times.items():
-            comparable = name != "ours" and agrees["ours"] and agrees[name] and not options.interpret
-            speedup = timing.median / times["ours"].median if comparable else None
-            graph = device.type == "cuda" and name in case.capturable
-            rows.append(
-                Row(
-                    operator=case.operator,
-                    batch=case.batch,
-                    implementation=name,
-                    median_ms=timing.median,
-                    p90_ms=timing.p90,
-                    graph=graph,
-                    max_error=errors[name],
-                    agrees=agrees[name],
-                    speedup_of_ours=speedup,
-                    roofline_ms=least,
-                    roofline_share=least / timing.median,
-                )
+        for batch in batches:
+            try:
+                case = make(batch, sizes, device, getattr(torch, options.dtype))
+                yield from rows_of(case, options, device, roofline, failed)
+            except Exception as error:  # a compiler's, a driver's, too little memory
+                failed[f"{operator}, batch {batch}"] = f"{type(error).__name__}: {error}"
+
+
+def rows_of(
+    case: Any, options: argparse.Namespace, device: Any, roofline: Any, failed: dict[str, str]
+) -> list[Row]:
+    """The rows of one case: ours, and the rivals that run."""
+    from kernels_timing import interleave
+
+    exact = case.exact()
+    errors: dict[str, float] = {}
+    runs = {"ours": case.ours}
+    for name, run in {**runs, **case.rivals}.items():
+        try:
+            errors[name] = float((run().cpu().double() - exact).abs().amax())
+            runs[name] = run
+        except Exception as error:
+            if name == "ours":
+                raise
+            failed[f"{case.operator}, batch {case.batch}, {name}"] = f"{type(error).__name__}: {error}"
+    agrees = {name: error <= case.tolerance for name, error in errors.items()}
+    repeats = options.repeats or (1 if options.interpret else 50)
+    times = interleave(runs, case.capturable, device, repeats, cold=not options.warm, seconds=options.seconds)
+    least = roofline.milliseconds(case.read_write, case.flops)
+    rows = []
+    for name, timing in times.items():
+        comparable = name != "ours" and agrees["ours"] and agrees[name] and not options.interpret
+        rows.append(
+            Row(
+                operator=case.operator,
+                batch=case.batch,
+                implementation=name,
+                median_ms=timing.median,
+                p90_ms=timing.p90,
+                samples=timing.samples,
+                graph=device.type == "cuda" and name in case.capturable,
+                max_error=errors[name],
+                agrees=agrees[name],
+                speedup_of_ours=timing.median / times["ours"].median if comparable else None,
+                roofline_ms=least,
+                roofline_share=least / timing.median,
             )
+        )
     return rows
 
 
@@ -156,18 +191,32 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, rows: list[Row], surroundings: dict[str, Any], *, interpreted: bool) -> None:
-    """Write kernels.csv, kernels.json and kernels.png below `folder`."""
+def write_rows(
+    folder: Path,
+    rows: list[Row],
+    surroundings: dict[str, Any],
+    failed: dict[str, str],
+    *,
+    interpreted: bool,
+) -> None:
+    """Write kernels.csv and kernels.json below `folder`."""
     from harness import write_json
+    from npnet_runtime.files import atomic_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "kernels.csv").open("w", newline="") as file:
+    with (
+        atomic_file(folder / "kernels.csv") as temporary,
+        temporary.open("w", newline="") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    record = {"environment": surroundings, "interpreted": interpreted, "rows": [asdict(row) for row in rows]}
+    record = {
+        "environment": surroundings,
+        "interpreted": interpreted,
+        "failed": failed,
+        "rows": [asdict(row) for row in rows],
+    }
     write_json(folder / "kernels.json", record)
-    plot(folder / "kernels.png", rows, surroundings, interpreted=interpreted)
 
 
 def plot(path: Path, rows: list[Row], surroundings: dict[str, Any], *, interpreted: bool) -> None:

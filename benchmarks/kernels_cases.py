@@ -57,12 +57,6 @@ class Case:
     capturable: frozenset[str] = field(default=frozenset({"ours", "pytorch", "torch.compile"}))
 
 
-def cases(batches: list[int], sizes: Sizes, device: torch.device, dtype: torch.dtype) -> list[Case]:
-    """Every operator at every batch. On a CPU device the kernels run in the interpreter."""
-    makers = (svd_case, reconstruct_case, combine_case, affine_case)
-    return [maker(batch, sizes, device, dtype) for maker in makers for batch in batches]
-
-
 def svd_case(batch: int, sizes: Sizes, device: torch.device, _: torch.dtype) -> Case:
     """Judged by `U diag(f) Vh` with |f| = 5 % of s, which is all that the network does with the factors."""
     n = 2 * sizes.latent
@@ -169,6 +163,15 @@ def affine_case(batch: int, sizes: Sizes, device: torch.device, dtype: torch.dty
         lambda: composition(*(x.cpu().double() for x in (prompt, weight, bias))), 1e-2 if half else 1e-4,
         dtype.itemsize * terms * (batch + outputs) + 4 * batch * outputs, 2 * batch * outputs * terms,
     )  # fmt: skip
+
+
+MAKERS: dict[str, Callable[[int, Sizes, torch.device, torch.dtype], Case]] = {
+    "svd": svd_case,
+    "reconstruct": reconstruct_case,
+    "combine": combine_case,
+    "text_affine": affine_case,
+}
+"""Operator -> its case at a batch. On a CPU device the kernels run in the interpreter."""
 
 
 def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor] | None:

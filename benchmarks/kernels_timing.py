@@ -2,19 +2,25 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness import Timing
+from harness import Timing, turns
 
 Run = Callable[[], Tensor]
 
 
 def interleave(
-    runs: dict[str, Run], capturable: frozenset[str], device: torch.device, repeats: int, *, cold: bool
+    runs: dict[str, Run],
+    capturable: frozenset[str],
+    device: torch.device,
+    repeats: int,
+    *,
+    cold: bool,
+    seconds: float | None = None,
 ) -> dict[str, Timing]:
     """Time the runs in turn, so that clocks and neighbours weigh on all of them alike.
 
@@ -26,14 +32,20 @@ def interleave(
         device: where they run.
         repeats: rounds.
         cold: overwrite the L2 cache before every run.
+        seconds: about how long it may take in all: slow runs sit out some of the rounds.
     """
     prepared = {name: _prepare(run, device, name in capturable) for name, run in runs.items()}
     cache = (
         torch.empty(256 << 20, dtype=torch.uint8, device=device) if cold and device.type == "cuda" else None
     )
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    plan: dict[str, Collection[int]] = dict.fromkeys(runs, range(repeats))
+    if seconds:
+        plan = turns({name: _milliseconds(run, device) for name, run in prepared.items()}, repeats, seconds)
+    for index in range(repeats):
         for name, run in prepared.items():
+            if index not in plan[name]:
+                continue
             if cache is not None:
                 cache.zero_()
             samples[name].append(_milliseconds(run, device))

@@ -17,6 +17,7 @@ from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.networks.registry import network_from_state
 from npnet_runtime.weights import checkpoint
 from npnet_runtime.weights.models import MODELS
+from support.missing_packages import SkipMissingPackages
 from support.networks import DATA, SMALL, parity_draw, parity_state
 from support.published_files import write_pth
 
@@ -31,6 +32,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Share the cores between the processes: threads that wait for one another's core are slower than one."""
+    config.pluginmanager.register(SkipMissingPackages())
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     if count > 1:
         threads = max(1, _cores() // count)

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("diffusers")
-
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise

@@ -28,23 +28,30 @@ ENGINES = [(engine, precision) for engine in KINDS for precision in ("fp32", "fp
 ABSENT = ("no CUDA provider", "cannot be imported", "it is built for compute capability")
 
 
-@pytest.fixture(scope="module")
-def bundles(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], object]:
-    """Full-size engines, each checked on the GPU by its own export; or the error that says why not."""
-    folder = tmp_path_factory.mktemp("gpu-engines")
-    weights = WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint))
-    made: dict[tuple[str, str], object] = {}
-    for engine, precision in ENGINES:
-        target = folder / f"{engine}-{precision}"
+class OnDemand(dict[tuple[str, str], EngineBundle | NPNetError]):
+    """Full-size engines, each checked by its own export when first asked for; or why there is none."""
+
+    def __init__(self, weights: WeightsRequest, folder: Path) -> None:
+        super().__init__()
+        self._weights, self._folder = weights, folder
+
+    def __missing__(self, key: tuple[str, str]) -> EngineBundle | NPNetError:
+        target = self._folder / "-".join(key)
         try:
-            made[engine, precision] = export(ExportSettings(weights, target, "sdxl", engine, precision))
+            self[key] = export(ExportSettings(self._weights, target, "sdxl", *key))
         except NPNetError as error:
-            made[engine, precision] = error
-    return made
+            self[key] = error
+        return self[key]
+
+
+@pytest.fixture(scope="module")
+def bundles(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> OnDemand:
+    weights = WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint))
+    return OnDemand(weights, tmp_path_factory.mktemp("gpu-engines"))
 
 
 @pytest.fixture(params=ENGINES, ids=lambda pair: "-".join(pair))
-def bundle(request: pytest.FixtureRequest, bundles: dict) -> EngineBundle:
+def bundle(request: pytest.FixtureRequest, bundles: OnDemand) -> EngineBundle:
     made = bundles[request.param]
     if isinstance(made, NPNetError) and any(reason in str(made) for reason in ABSENT):
         pytest.skip(str(made))
@@ -83,7 +90,7 @@ def test_prepared_noise_gives_the_same_bits(golden: GoldenNoise, inputs: tuple[T
     assert torch.equal(golden(golden.prepare(noise), prompts), golden(noise, prompts))
 
 
-def test_kernels_agree_with_their_references(bundles: dict, inputs: tuple[Tensor, Tensor]) -> None:
+def test_kernels_agree_with_their_references(bundles: OnDemand, inputs: tuple[Tensor, Tensor]) -> None:
     ours, plain = (GoldenNoise(bundles["torch", "fp32"], kernels=kernels) for kernels in ("auto", "torch"))
     torch.testing.assert_close(ours(*inputs), plain(*inputs), atol=5e-5, rtol=0)
 
@@ -139,7 +146,7 @@ def test_too_large_a_batch(golden: GoldenNoise, inputs: tuple[Tensor, Tensor]) -
     assert golden(noise, prompts).isfinite().all()
 
 
-def test_stream_that_was_destroyed(bundles: dict) -> None:
+def test_stream_that_was_destroyed(bundles: OnDemand) -> None:
     """In a process of its own: what CUDA says of it may end all further work there."""
     script = """
 import sys, torch, npnet_runtime
@@ -162,7 +169,7 @@ except npnet_runtime.NPNetError as error:
     assert "destroyed?" in result.stdout, result.stderr
 
 
-def test_fork_after_cuda_was_initialised(bundles: dict) -> None:
+def test_fork_after_cuda_was_initialised(bundles: OnDemand) -> None:
     torch.cuda.init()
     child = os.fork()
     if child == 0:
