@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -80,27 +82,49 @@ def sdxl_checkpoint(sdxl_network: NPNet, tmp_path_factory: pytest.TempPathFactor
 
 
 class OnDemand(dict[str, EngineBundle]):
-    """Full-size engines by kind and precision, each built when it is first asked for."""
+    """Engines by name, each built when it is first asked for, once for all processes of a run.
 
-    def __init__(self, weights: WeightsRequest, folder: Path) -> None:
+    Args:
+        folder: common to these processes.
+        settings: of an engine, from its name and the folder it is to be written to.
+    """
+
+    def __init__(self, folder: Path, settings: Callable[[str, Path], ExportSettings]) -> None:
         super().__init__()
-        self._weights, self._folder = weights, folder
+        self._folder, self._settings = folder, settings
 
     def __missing__(self, name: str) -> EngineBundle:
-        engine, _, precision = name.rpartition("-")
-        # one batch size in place of any: AOTInductor takes half the time
-        batch = 1 if engine == "aoti" else 8
-        folder = self._folder / name
-        self[name] = export(
-            ExportSettings(self._weights, folder, "sdxl", engine, precision, "as-is", batch, device="cpu")
-        )
-        return self[name]
+        path = self._folder / name
+        with FileLock(self._folder / f"{name}.lock"):
+            # a bundle is there whole or not at all
+            made = EngineBundle.open(path) if path.exists() else export(self._settings(name, path))
+        self[name] = made
+        return made
 
 
 @pytest.fixture(scope="session")
-def sdxl_bundles(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EngineBundle]:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_bundles(sdxl_checkpoint: Path, common: Path) -> dict[str, EngineBundle]:
     """Full-size engines with the fixture's weights, and with the signs as the routine gives them."""
-    return OnDemand(WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint)), tmp_path_factory.mktemp("engines"))
+    weights = WeightsRequest(MODELS["sdxl"], str(sdxl_checkpoint))
+    folder = common / "sdxl"
+    folder.mkdir(exist_ok=True)
+
+    def settings(name: str, path: Path) -> ExportSettings:
+        engine, _, precision = name.rpartition("-")
+        # one batch size in place of any: AOTInductor takes half the time
+        batch = 1 if engine == "aoti" else 8
+        return ExportSettings(weights, path, "sdxl", engine, precision, "as-is", batch, device="cpu")
+
+    return OnDemand(folder, settings)
 
 
 @pytest.fixture(scope="session")
@@ -139,15 +163,11 @@ def small_settings(checkpoint_path: Path, output: Path, **changes: object) -> Ex
 
 
 @pytest.fixture(scope="session")
-def small_bundles(
-    small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, EngineBundle]:
+def small_bundles(small_checkpoint: Path, common: Path) -> dict[str, EngineBundle]:
     """Small engines of every kind, for batches up to 3."""
-    folder = tmp_path_factory.mktemp("engines")
-    return {
-        engine: export(small_settings(small_checkpoint, folder / engine, engine=engine))
-        for engine in ("torch", "onnxruntime", "aoti")
-    }
+    folder = common / "small"
+    folder.mkdir(exist_ok=True)
+    return OnDemand(folder, lambda engine, path: small_settings(small_checkpoint, path, engine=engine))
 
 
 @pytest.fixture(scope="session")

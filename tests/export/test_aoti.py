@@ -73,12 +73,6 @@ def test_full_size_sdxl(sdxl_bundles: dict[str, EngineBundle]) -> None:
     judge(sdxl_bundles["aoti-fp32"], "fp32")
 
 
-def test_full_size_hunyuan(full_size_checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    weights = WeightsRequest(MODELS["hunyuan-dit"], str(full_size_checkpoints["hunyuan-dit"]))
-    folder = tmp_path / "bundle"
-    judge(export(ExportSettings(weights, folder, "hunyuan-dit", "aoti", max_batch=1, device="cpu")), "fp32")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["sdxl", "hunyuan-dit"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
