@@ -16,11 +16,12 @@ from typing import NoReturn
 from rich.console import Console
 
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
-from npnet_export.cli_options import export_parser, inspect_parser, verify_parser
+from npnet_export.cli_options import export_parser, inspect_parser, repro_parser, verify_parser
 from npnet_export.engines import ENGINES
 from npnet_export.fixture import Fixture, FixtureResult, verify_fixture
 from npnet_export.inspection import inspect
 from npnet_export.layers import debug_layers
+from npnet_export.repro import SCRIPT, write_repro
 from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
 from npnet_export.verification import Verification, record, reference_network, verify
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with _interruptible() as interrupted:
         try:
-            commands = {"inspect": _inspect, "verify": _verify}
+            commands = {"inspect": _inspect, "verify": _verify, "repro": _repro}
             command = commands.get(arguments[0]) if arguments else None
             return command(arguments[1:]) if command else _export(arguments)
         except (Exception, KeyboardInterrupt) as error:
@@ -124,6 +125,18 @@ def _verify(arguments: list[str]) -> int:
     if options.record:
         record(bundle, tuple(row for result in results for row in result.rows))
         stages(f"recorded in {bundle.path / FILENAME}")
+    return 0
+
+
+def _repro(arguments: list[str]) -> int:
+    options = repro_parser().parse_args(arguments)
+    bundle = EngineBundle.open(options.bundle)
+    stages = Stages(quiet=options.quiet)
+    output = (options.output or Path(f"{bundle.path.name}-repro")).expanduser()
+    stages("loading the weights the bundle was made from")
+    network = reference_network(bundle, options.weights, options.random_weights, offline=options.offline)
+    write_repro(bundle, network, output, options.samples, options.seed, force=options.force, stage=stages)
+    stages(f"wrote {output}; next: {output / SCRIPT} onnxruntime")
     return 0
 
 

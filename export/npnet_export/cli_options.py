@@ -21,6 +21,7 @@ examples:
   npnet-export inspect engines/sdxl                  print a bundle and check its files
   npnet-export verify engines/sdxl --samples 64      compare a bundle with float32 PyTorch again
   npnet-export verify engines/sdxl --debug-layers    name the first layer at which it diverges
+  npnet-export repro engines/sdxl                    a folder to reproduce a disagreement elsewhere
 
 which engine:
   for a CPU                      onnxruntime in fp32, about twice as fast as the published code; then aoti
@@ -42,7 +43,8 @@ def export_parser() -> argparse.ArgumentParser:
         prog="npnet-export",
         usage="npnet-export --model NAME [options]\n"
         "       npnet-export inspect DIR\n"
-        "       npnet-export verify DIR [options]",
+        "       npnet-export verify DIR [options]\n"
+        "       npnet-export repro DIR [options]",
         description="Turn NPNet weights into an engine bundle that npnet_runtime.GoldenNoise runs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -135,6 +137,25 @@ def verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("--record", action="store_true", help="keep the result in the manifest if it agrees")
     parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
+    return parser
+
+
+def repro_parser() -> argparse.ArgumentParser:
+    """Of `npnet-export repro`."""
+    parser = argparse.ArgumentParser(
+        prog="npnet-export repro",
+        description="Write what an engineer without this project needs to reproduce a disagreement of an "
+        "engine: its ONNX graphs, inputs, what float32 PyTorch gives, and a script for Polygraphy.",
+        epilog="exit status: 0 done, 1 failed (nothing was written), 2 wrong usage, 130 interrupted",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    _add_weights(parser, "what the manifest names")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="default: <bundle>-repro, here")
+    parser.add_argument("--samples", metavar="N", type=_positive, default=2, help="default: %(default)s")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the first noise; default: %(default)s")
+    parser.add_argument("--force", action="store_true", help="replace a folder that is there")
+    parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
     return parser
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from npnet_export.errors import ExportError
+from npnet_export.folding import fold, require_polygraphy
 from npnet_export.onnx_graphs import graph_bytes
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
 from npnet_export.tensorrt_cache import read_timing_cache, timing_cache_path, write_timing_cache
@@ -33,6 +34,7 @@ def check_tensorrt(engine: str, options: BuilderOptions, max_batch: int, device:
         ExportError: an option is out of range, or TensorRT has no GPU to build on.
     """
     trt = import_tensorrt(engine)
+    require_polygraphy()
     level, opt = options.optimization_level, options.opt_batch
     if level is not None and not 0 <= level <= 5:
         raise ExportError(f"--optimization-level: expected 0 to 5, given {level}")
@@ -76,7 +78,8 @@ def write_tensorrt(engine: str, request: BuildRequest) -> Binding:
     try:
         for graph, content in graph_bytes(request.network).items():
             name = graph + SUFFIX
-            (request.folder / name).write_bytes(build_engine(trt, log, engine, name, content, request))
+            built = build_engine(trt, log, engine, name, fold(content), request)
+            (request.folder / name).write_bytes(built)
     finally:
         (request.folder / BUILD_LOG).write_text("\n".join(log.lines) + "\n", encoding="utf-8")
     exact = not request.options.version_compatible

@@ -56,7 +56,7 @@ def debug_layers(
     layers_of = _layers_of(bundle, network, device, stage)
     found = []
     with torch.inference_mode():
-        for graph, inputs in _inputs(bundle, network, seed).items():
+        for graph, inputs in graph_inputs(bundle, network, seed).items():
             stage(f"comparing the layers of {graph} on the noise of seed {seed}")
             layers = layers_of(graph, inputs)
             found.append(LayerReport(graph, layers, THRESHOLDS[manifest.precision], note))
@@ -78,7 +78,7 @@ def _layers_of(
     return tensorrt_layers(bundle, network, device, stage)
 
 
-def _inputs(bundle: EngineBundle, network: Network, seed: int) -> dict[str, tuple[Tensor, ...]]:
+def graph_inputs(bundle: EngineBundle, network: Network, seed: int) -> dict[str, tuple[Tensor, ...]]:
     """What each graph is given, float32 on the CPU."""
     noise, prompt_embeds = fresh_inputs(network, 1, seed)
     inputs: dict[str, tuple[Tensor, ...]] = dict.fromkeys(graphs(network.config), (noise, prompt_embeds))
