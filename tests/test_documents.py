@@ -1,6 +1,8 @@
-"""The README's command blocks and examples are run, in order, as a new user would.
+"""The commands and examples of the README, then of docs/engines.md, are run in order, as a new user would.
 
-A block whose fence says `norun` needs a network or a GPU; its Python must compile all the same.
+A block whose fence says `norun` needs a network or a GPU; its Python must compile all the same. The Python of
+other documents is run by `integrations/test_docs.py`, commands of training by
+`training/test_documented_commands.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ import pytest
 from npnet_training.shapes.assets import FOLDER
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-]
+RUN = ("README.md", "docs/engines.md")
+LONGEST_README = 140  # lines; what is longer is not read to the end
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STUDY = json.loads((ROOT / "training" / "results" / "study.json").read_text())
 CONDITIONS_OF = {
@@ -28,7 +33,7 @@ CONDITIONS_OF = {
     "weaker": ("weaker model", "diversity of the weaker model"),
 }
 # What the suite stands on already, or is.
-NOT_REPEATED = ("pip install", "pytest", "git ", "python -m venv", "source ", "ruff ", "mypy")
+NOT_REPEATED = ("pip install", "pytest", "git ", "python -m venv", "source ", "ruff ", "mypy", "lint-imports")
 
 
 def blocks(document: Path) -> list[tuple[str, str, str]]:
@@ -48,11 +53,15 @@ def test_readme_has_both_commands() -> None:
     assert second.strip().endswith("pytest")
 
 
-def test_run_readme(tmp_path: Path) -> None:
+def test_readme_is_read_to_the_end() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST_README
+
+
+def test_run_documents(tmp_path: Path) -> None:
     """The blocks share a folder, as they would for a reader."""
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     environment_path = str(Path(sys.executable).parent)
-    for language, note, code in blocks(ROOT / "README.md"):
+    for language, note, code in (block for name in RUN for block in blocks(ROOT / name)):
         if note == "norun" or language not in ("bash", "python"):
             continue
         steps = [f"{c}" for c in commands(code)] if language == "bash" else [None]
@@ -67,30 +76,53 @@ def test_run_readme(tmp_path: Path) -> None:
     assert arms["golden"]["strict"]["low"] > 0.05  # the bundled weights are worth what is said of them
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_compile(document: Path) -> None:
     for language, _, code in blocks(document):
         if language == "python":
             ast.parse(code)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name + path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
-        assert (document.parent / target).exists(), target
+    for target, _, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(#([^)]+))?\)", document.read_text()):
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+            assert anchor in anchors, (target, anchor)
+
+
+def test_the_map_names_what_is_there() -> None:
+    """Every room of every package stands in CONTRIBUTING's map, and nothing else does."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## The map")[2].partition("## Rules")[0]
+    sections = re.split(r"^\| \*\*`([^`]+)`\*\*.*$", text, flags=re.MULTILINE)[1:]
+    for folder, rows in zip(sections[::2], sections[1::2], strict=True):
+        if not folder.startswith(("kernels", "npnet", "export", "training")):
+            continue
+        found = re.findall(r"`([\w/.]+(?:/|\.py))`", rows)
+        base = ROOT / folder
+        for name in found:
+            assert any(
+                (base / room / name).exists() for room in ("", *(n for n in found if n.endswith("/")))
+            ), name
+        rooms = {path.name + "/" for path in base.iterdir() if (path / "__init__.py").exists()}
+        assert rooms <= set(found), folder
 
 
 def test_results_are_those_committed() -> None:
-    """Every ratio of the README's table stands in the JSON that the benchmark wrote."""
-    result = json.loads((ROOT / "benchmarks" / "results" / "latency-sdxl-cpu.json").read_text())
+    """The README's ratios are those of the JSON that the benchmark wrote, for every engine in it."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "latency-sdxl-cpu.json").read_text())["rows"]
+    assert all(row["parity"]["agrees"] for row in rows)
+    ratios = {(row["engine"], row["batch"]): f"{row['speed_up']['end to end']:.2f}" for row in rows}
     text = (ROOT / "README.md").read_text()
-    for row in result["rows"]:
-        assert row["parity"]["agrees"]
-        ratio = row["speed_up"]["end to end"]
-        assert f"| {row['engine']} | {row['batch']} |" in text
-        assert re.search(rf"\| {re.escape(row['engine'])} \| {row['batch']} \|.*{ratio:.2f}", text), row[
-            "engine"
-        ]
+    for engine in {engine for engine, _ in ratios}:
+        found = re.search(
+            rf"^\| {re.escape(engine)} \| \**([\d.]+)\** \| \**([\d.]+)\** \|", text, re.MULTILINE
+        )
+        assert found, engine
+        assert found.groups() == (ratios[engine, 1], ratios[engine, 4]), engine
 
 
 def test_the_study_is_of_what_is_bundled() -> None:
@@ -118,9 +150,9 @@ def test_the_study_meets_the_aim(model: str) -> None:
 
 
 def test_the_study_is_the_one_committed() -> None:
-    """Every row of the README's table of the study stands in its JSON."""
+    """Every row of the table of the study stands in its JSON."""
     study = STUDY["conditions"]
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "training" / "README.md").read_text()
     found = re.findall(r"\| (main|weaker) \| .* \*\*([\d.]+) %\*\* \| (\S*).* \| ([\d.]*) \|", text)
     assert len(found) >= 8
     for model, share, points, variety in found:
@@ -133,3 +165,17 @@ def test_the_study_is_the_one_committed() -> None:
             and variety in ("", varieties.get(row["arm"]))
             for row in study[base]["rows"]
         ), (model, share, points, variety)
+
+
+def test_the_readme_shows_rows_of_the_study() -> None:
+    """Its shares stand in the table of the study, with the same words."""
+    table = (ROOT / "training" / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(
+        r"^\| \**([^|*]+?)\** \| \dx \| \**([\d.]+) %\** \| (?:\**([\d.]+) %\**)? ", text, re.MULTILINE
+    )
+    assert len(found) == 7
+    for noise, main, weaker in found:
+        for model, share in (("main", main), ("weaker", weaker)):
+            row = rf"^\| {model} \| {re.escape(noise)} \| \dx \| \*\*{share} %\*\* "
+            assert not share or re.search(row, table, re.MULTILINE), (model, noise, share)

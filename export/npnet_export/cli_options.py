@@ -30,7 +30,7 @@ which engine:
   for A100, H100, H200, B200     tensorrt, or aoti, built on that kind of GPU (tensorrt-rtx knows no 9.0
                                  and 10.x)
   for any GPU, to begin with     torch or onnxruntime
-measured so far: the CPU only (README, Results); TensorRT for RTX was built and inspected; no engine has
+measured so far: the CPU only (README.md, Results); TensorRT for RTX was built and inspected; no engine has
 run on a GPU yet
 
 exit status: 0 done, 1 failed (nothing was written) or disagrees, 2 wrong usage, 130 interrupted

@@ -60,12 +60,13 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "onnxruntime" in printed
 
 
-def test_help_and_readme_say_which_engine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_document_say_which_engine(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     advice = capsys.readouterr().out.partition("which engine:")[2]
-    readme = (Path(__file__).parents[2] / "README.md").read_text().partition("**Which engine?**")[2]
-    for text in (advice, readme.partition("**Signs.**")[0]):
+    document = Path(__file__).parents[2] / "docs" / "engines.md"
+    table = document.read_text().partition("## Which engine?")[2]
+    for text in (advice, table.partition("## An engine")[0]):
         for said in (*ENGINES, "CPU", "GeForce", "7.5 to 8.9 and 12.x", "H200", "--no-verify", "measured"):
             assert said in text
 
