@@ -19,6 +19,7 @@ from npnet_runtime.files import atomic_file
 from npnet_runtime.generate.settings import FILENAME, GenerateSettings, parse_seeds
 from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy
+from npnet_runtime.integrations.diffusers.loading import dtype_option
 
 if TYPE_CHECKING:
     from npnet_runtime.generate.images import Made
@@ -115,7 +116,7 @@ def load_pipeline(settings: GenerateSettings, offline: bool = False) -> Any:
     try:
         pipe = DiffusionPipeline.from_pretrained(
             settings.model,
-            torch_dtype=getattr(torch, settings.dtype),
+            **dtype_option(getattr(torch, settings.dtype)),
             local_files_only=offline,
             use_safetensors=True,  # never a pickle
         )

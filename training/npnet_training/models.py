@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from npnet_runtime.integrations.diffusers.loading import dtype_option
 from npnet_runtime.weights.models import MODELS
 from npnet_runtime.weights.packaged import PACKAGED
 from npnet_training.errors import ModelError
@@ -77,10 +78,10 @@ def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None, offl
         raise ModelError(
             f"loading {source} needs diffusers ({error}): pip install 'npnet-runtime[train]'"
         ) from error
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {**dtype_option(dtype), **({"revision": revision} if revision else {})}
     load: Callable[..., Any] = DiffusionPipeline.from_pretrained
     try:
-        return load(source, torch_dtype=dtype, local_files_only=offline, use_safetensors=True, **options)
+        return load(source, local_files_only=offline, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         known = ", ".join([*EMBEDDED, *MODELS])
         raise ModelError(

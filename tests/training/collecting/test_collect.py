@@ -407,6 +407,7 @@ def ray(tmp_path: Path) -> Iterator[Any]:
         os.chdir(here)
 
 
+@pytest.mark.slow
 def test_two_ray_workers_one_killed(
     ray: Any, settings: CollectSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from npnet_runtime.errors import PackagedError
 from npnet_runtime.files import sha256
+from npnet_runtime.integrations.diffusers.loading import dtype_option
 from npnet_runtime.weights.packaged import LISTING as MANIFEST
 from npnet_runtime.weights.packaged import check_files
 from npnet_training.errors import ModelError
@@ -91,7 +92,7 @@ def load_pipeline(
         from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     except ImportError as error:
         raise ModelError(f"shapes needs diffusers ({error}): pip install 'npnet-runtime[train]'") from error
-    options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    options: dict[str, Any] = {**dtype_option(dtype), "local_files_only": True, "use_safetensors": True}
     try:
         if unet != "main":
             options["unet"] = UNet2DConditionModel.from_pretrained(folder / _subfolder(unet), **options)

@@ -141,7 +141,7 @@ def _text_encoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _
         _, text = train_text_encoder(scenes, settings.text_steps, 128, 2e-3, settings.seed, report)
         _save(text, work / "text_encoder")
     # The denoiser learns to read the embeddings that are saved, in half precision.
-    return make_tokenizer(), load(work / "text_encoder", torch_dtype=torch.float32).to(scenes.images.device)
+    return make_tokenizer(), load(work / "text_encoder").float().to(scenes.images.device)
 
 
 def _autoencoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _Report) -> Any:
@@ -151,7 +151,7 @@ def _autoencoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _R
     if not (work / "vae-first").exists():
         vae = train_autoencoder(scenes, settings.autoencoder_steps, 32, 4e-3, settings.seed, report)
         _save(vae, work / "vae-first")
-    return load(work / "vae-first", torch_dtype=torch.float32).to(scenes.images.device).eval()
+    return load(work / "vae-first").float().to(scenes.images.device).eval()
 
 
 def _decoder(
@@ -163,7 +163,7 @@ def _decoder(
     if not (work / "vae").exists():
         train_decoder(vae, scenes, latents, settings.decoder_steps, 32, 3e-3, settings.seed, report)
         _save(vae, work / "vae")
-    vae.load_state_dict(load(work / "vae", torch_dtype=torch.float32).state_dict())
+    vae.load_state_dict(load(work / "vae").float().state_dict())
 
 
 def _train_denoiser(
@@ -217,7 +217,7 @@ def _load_unet(folder: Path, device: str) -> Any:
     from diffusers import UNet2DConditionModel
 
     load: Any = UNet2DConditionModel.from_pretrained
-    return load(folder, torch_dtype=torch.float32).to(device).eval()
+    return load(folder).float().to(device).eval()
 
 
 def _judge(pipe: Any, held_out: list[str]) -> dict[str, float]:

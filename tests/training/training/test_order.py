@@ -1,0 +1,97 @@
+"""Batches are a function of the seed and the step alone: every epoch another order, no pair twice in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npnet_training.errors import TrainError
+from npnet_training.training.order import BatchOrder, split_by_prompt
+
+ROWS = np.arange(100, 123)  # 23 rows of a larger dataset: 5 batches of 4, 3 rows left
+
+
+def order(**changes: int) -> BatchOrder:
+    return BatchOrder(ROWS, **{"batch_size": 4, "seed": 7, **changes})
+
+
+def epoch_of(batches: BatchOrder, epoch: int) -> list[int]:
+    steps = batches.steps_per_epoch
+    parts = list(batches.parts(epoch * steps, (epoch + 1) * steps))
+    assert {part.epoch for part in parts} == {epoch}
+    return [row for part in parts for row in part.rows]
+
+
+def test_an_epoch_has_every_row_at_most_once() -> None:
+    batches = order()
+    assert batches.steps_per_epoch == 5
+    for epoch in range(3):
+        rows = epoch_of(batches, epoch)
+        assert len(rows) == len(set(rows)) == 20
+        assert set(rows) <= set(ROWS.tolist())
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    first, second, third = (epoch_of(order(), epoch) for epoch in range(3))
+    assert first != second != third != first
+    assert set(first) | set(second) | set(third) == set(ROWS.tolist())  # what was left out comes later
+    assert first != sorted(first)
+
+
+def test_the_seed_decides() -> None:
+    assert epoch_of(order(), 1) == epoch_of(order(), 1)
+    assert epoch_of(order(), 1) != epoch_of(order(seed=8), 1)
+
+
+def test_goes_on_in_the_middle_of_an_epoch() -> None:
+    whole = list(order().parts(0, 12))
+    assert list(order().parts(0, 7)) + list(order().parts(7, 12)) == whole
+    assert [part.epoch for part in whole] == [0] * 5 + [1] * 5 + [2] * 2
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
+def test_a_batch_is_the_same_however_it_is_cut(processes: int, accumulation: int) -> None:
+    whole = [set(part.rows) for part in order().parts(0, 6)]
+    cut = [
+        list(order(processes=processes, process=process, accumulation=accumulation).parts(0, 6))
+        for process in range(processes)
+    ]
+    size = 4 // (processes * accumulation)
+    assert all(len(part.rows) == size for parts in cut for part in parts)
+    for step, rows in enumerate(whole):
+        own = slice(step * accumulation, (step + 1) * accumulation)
+        found = [row for parts in cut for part in parts[own] for row in part.rows]
+        assert len(found) == 4
+        assert set(found) == rows
+
+
+def test_validation_leaves_nothing_out() -> None:
+    found = [order(processes=2, process=process).parts_of(ROWS) for process in range(2)]
+    assert all(0 < len(part.rows) <= 2 for parts in found for part in parts)
+    assert sorted(row for parts in found for part in parts for row in part.rows) == ROWS.tolist()
+
+
+def test_refused() -> None:
+    with pytest.raises(
+        TrainError, match=r"expected a multiple of 6 \(3 processes x 2 accumulated parts\), given 4"
+    ):
+        order(processes=3, accumulation=2)
+    with pytest.raises(TrainError, match="expected at most the 23 pairs there are to train on, given 24"):
+        order(batch_size=24)
+    assert order(batch_size=23).steps_per_epoch == 1
+
+
+def test_no_prompt_is_on_both_sides_and_each_stays_on_its_side() -> None:
+    prompts = [f"prompt {number % 400}" for number in range(1000)]
+    held = split_by_prompt(prompts, 0.1, 3)
+    sides = {
+        prompt: {bool(side) for p, side in zip(prompts, held, strict=True) if p == prompt}
+        for prompt in prompts
+    }
+    assert all(len(side) == 1 for side in sides.values())
+    assert 0.05 < held.mean() < 0.15
+    grown = split_by_prompt([*prompts, *(f"another {number}" for number in range(50))], 0.1, 3)
+    assert (grown[:1000] == held).all()
+    assert (split_by_prompt(prompts, 0.1, 4) != held).any()
+    assert not split_by_prompt(prompts, 0.0, 3).any()
+    assert split_by_prompt(["half a surrogate \udc80"], 1.0, 3).all()
