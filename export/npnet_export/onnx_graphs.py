@@ -22,7 +22,7 @@ from npnet_runtime.networks.registry import Network
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 21  # the first at which GroupNormalization is exported whole
+OPSET = 21
 # Constants above this many elements stay as the recipe that makes them (a gather from a small table),
 # which every engine evaluates once when it loads. Folding them here would add 3 MB to each bundle.
 FOLD_LIMIT = 512
@@ -82,8 +82,9 @@ def _write(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pat
     _strip(model)
     try:
         onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path.name} fails ONNX's check: {error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        # such as a convolution of bfloat16, which opset 21 does not know
+        raise ExportError(f"{path.name} fails ONNX's check; try another --precision: {error}") from error
     onnx.save(model, path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npnet_runtime.backends.float32 import Float32Products
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BundleError, InputError
 from npnet_runtime.networks.graphs import graphs
@@ -37,6 +38,7 @@ class AotiBackend:
         # The package's own bookkeeping of concurrent calls makes the host wait for the GPU and cannot be
         # captured in a graph. Without it, one thread at a time may add its work.
         self._lock = threading.Lock()
+        self._float32 = Float32Products(bundle.manifest, device)
         self._max_batch = bundle.manifest.max_batch
         self._graphs = graphs(bundle.manifest.config)
         self._packages = {name: self._load(bundle, name + SUFFIX) for name in self._graphs}
@@ -50,6 +52,7 @@ class AotiBackend:
 
         Raises:
             InputError: of other shapes, or more rows than the engine was built for.
+            BackendError: an engine in fp32, and matrix products set to TF32.
         """
         # The packages do not look: they would read and write what lies beyond.
         rows, shapes = len(inputs[0]), self._graphs[graph].inputs.values()
@@ -59,7 +62,7 @@ class AotiBackend:
                 f"{graph}: expected inputs of shapes {list(shapes)} behind one batch of 1 to "
                 f"{self._max_batch}, given {given}; call it in parts, or build with a larger --max-batch"
             )
-        with self._lock:
+        with self._lock, self._float32():
             return tuple(self._packages[graph].boxed_run([tensor.contiguous() for tensor in inputs]))
 
     def _load(self, bundle: EngineBundle, name: str) -> Any:

@@ -15,6 +15,8 @@ from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError
 
 BACKENDS = ("torch", "onnxruntime", "aoti", "tensorrt", "tensorrt-rtx")
+# Earlier releases leave reshapes and transposes of opset 21 on the CPU.
+ONNXRUNTIME_ON_CUDA = ">=1.24.4"
 _INSTALL = {
     "onnxruntime": "pip install 'npnet-runtime[cpu]', or 'npnet-runtime[gpu]' for CUDA",
     "tensorrt-rtx": "pip install 'tensorrt-rtx-cu13{condition}'",
@@ -185,6 +187,11 @@ def _cuda_obstacle(name: str, manifest: Manifest, machine: Machine, device: torc
         return (
             "this onnxruntime has no CUDA provider; pip uninstall onnxruntime, then "
             "pip install 'npnet-runtime[gpu]'; or run on the CPU with device='cpu'"
+        )
+    if name == "onnxruntime" and not satisfies(machine.versions["onnxruntime"], ONNXRUNTIME_ON_CUDA):
+        return (
+            f"onnxruntime {machine.versions['onnxruntime']} leaves parts of the graphs on the CPU; "
+            f"pip install 'onnxruntime-gpu{ONNXRUNTIME_ON_CUDA}'"
         )
     return None
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from npnet_kernels import text_affine
 from npnet_kernels.backends import Backend as Kernels
+from npnet_runtime.backends.float32 import Float32Products
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
 from npnet_runtime.networks.npnet import PromptHalf
@@ -35,6 +36,7 @@ class TorchBackend:
     def __init__(self, bundle: EngineBundle, device: torch.device, kernels: Kernels = "auto") -> None:
         self.device = device
         self._kernels = kernels
+        self._float32 = Float32Products(bundle.manifest, device)
         try:
             state = load(bundle.read(WEIGHTS))
             _check_dtypes(state, bundle)
@@ -51,7 +53,15 @@ class TorchBackend:
         return self
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """See `Backend`."""
+        """See `Backend`.
+
+        Raises:
+            BackendError: an engine in fp32, and matrix products set to TF32.
+        """
+        with self._float32():
+            return self._run(graph, *inputs)
+
+    def _run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         part = self.parts[graph]
         if isinstance(part, PromptHalf):
             noise, prompt_embeds = inputs

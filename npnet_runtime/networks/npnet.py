@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from npnet_kernels import SVD
 from npnet_kernels.affine.reference import text_affine_reference
 from npnet_kernels.reconstruction.reference import GROUP_NORM_EPS, combine_reference, spectral_reference
+from npnet_runtime.networks.nearest import nearest_index
+from npnet_runtime.networks.norms import group_norm
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.swin import SwinTransformer, WindowAttention
 
@@ -41,15 +43,6 @@ FLOAT32_PARTS = (
     "last 1x1 convolution",
     "SVD and reconstruction",
 )
-
-
-def nearest_index(source: int, target: int) -> Tensor:
-    """Source position of each target position in a nearest resize, (target,) int64.
-
-    Asked of `interpolate` itself, whose float32 rounding is part of the published network.
-    """
-    positions = torch.arange(source, dtype=torch.float32, device="cpu")[None, None]
-    return F.interpolate(positions, size=target, mode="nearest").flatten().long()
 
 
 class SpectralHead(nn.Module):
@@ -152,11 +145,11 @@ class PromptHalf(nn.Module):
         """1x1 convolution and patch embedding as one product: (embed_dim, C * p * p) and (embed_dim,)."""
         if self.frozen_weight is not None and self.frozen_bias is not None:
             return self.frozen_weight, self.frozen_bias
-        p = self.config.swin.patch_size
         rgb = self.to_rgb.weight.flatten(1)  # (3, C)
         weight = torch.einsum("erij,rc->ecij", self.patch_embed.weight, rgb).flatten(1)
-        bias = self.patch_embed(self.to_rgb.bias[:, None, None].expand(-1, p, p)).flatten()  # type: ignore[index]
-        return weight, bias
+        # Products, here and in `residual`: cuDNN's convolutions would round to TF32 on a GPU.
+        bias = torch.einsum("erij,r->e", self.patch_embed.weight, self.to_rgb.bias)
+        return weight, bias + self.patch_embed.bias  # type: ignore[operator]
 
     def scale_shift(self, prompt_embeds: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, 2C) float32: the scales of the C channels, then their shifts."""
@@ -174,11 +167,13 @@ class PromptHalf(nn.Module):
         """
         noise = noise.float()
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
-        text = F.group_norm(noise, 1, eps=GROUP_NORM_EPS) * (1 + scale) + shift
+        text = group_norm(noise, 1, eps=GROUP_NORM_EPS) * (1 + scale) + shift
         n = self.config.swin.feature_size
         features = self.swin(self.embed(noise + text)).float().unflatten(1, (n, n))
         # The published layout: the rows of the NHWC feature map are read as channels.
-        return self.from_features(features.index_select(3, self.column_index))
+        rows = features.index_select(3, self.column_index).flatten(2)
+        weight, bias = self.from_features.weight.flatten(1), self.from_features.bias
+        return (weight @ rows).unflatten(2, (n, -1)) + bias[:, None, None]  # type: ignore[index]
 
     def forward(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """`scale_shift` (B, 2C) and `residual` (B, C, n, W) of a batch of noise and prompts."""

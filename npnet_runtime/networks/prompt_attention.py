@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from npnet_kernels import SVD
 from npnet_runtime.errors import ConfigError
+from npnet_runtime.networks.nearest import nearest_index
+from npnet_runtime.networks.norms import GroupNorm
 from npnet_runtime.networks.npnet_config import fields_from_dict, require_positive_ints
 
 GROUPS = 8
@@ -125,7 +127,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, width_in), nn.GroupNorm(GROUPS, width)
+        self.norm1, self.norm2 = GroupNorm(GROUPS, width_in), GroupNorm(GROUPS, width)
         self.conv1, self.conv2 = (
             nn.Conv2d(width_in, width, 3, padding=1),
             nn.Conv2d(width, width, 3, padding=1),
@@ -198,7 +200,12 @@ class PromptAttentionNet(nn.Module):
         self.read = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.down_blocks, self.downs = nn.ModuleList(), nn.ModuleList()
         self.up_blocks, self.ups = nn.ModuleList(), nn.ModuleList()
-        for width, below in itertools.pairwise(widths):
+        # From the level below, which a stride of two left half as high and wide, rounded up.
+        sizes = [(config.latent_height, config.latent_width)]
+        for level, (width, below) in enumerate(itertools.pairwise(widths)):
+            sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+            for name, large, small in zip(("rows", "columns"), *sizes[-2:], strict=True):
+                self.register_buffer(f"{name}_{level}", nearest_index(small, large), persistent=False)
             self.down_blocks.append(nn.ModuleList(ResidualBlock(width, width) for _ in range(config.blocks)))
             self.downs.append(nn.Conv2d(width, below, 3, stride=2, padding=1))
             first = [ResidualBlock(2 * width, width)]
@@ -212,7 +219,7 @@ class PromptAttentionNet(nn.Module):
         self.prompt_blocks = nn.ModuleList(
             PromptBlock(lowest, config.heads) for _ in range(2 * config.blocks)
         )
-        self.out_norm = nn.GroupNorm(GROUPS, widths[0])
+        self.out_norm = GroupNorm(GROUPS, widths[0])
         self.out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
@@ -241,8 +248,10 @@ class PromptAttentionNet(nn.Module):
         for block in self.prompt_blocks:
             x = block(x, tokens)
         for blocks, up in zip(reversed(self.up_blocks), reversed(self.ups), strict=True):
-            skip = skips.pop()
-            x = F.interpolate(x, size=skip.shape[2:], mode="nearest")
+            skip, level = skips.pop(), len(skips)
+            # A resize to the size of a tensor would be computed on the CPU by ONNX Runtime.
+            rows, columns = self.get_buffer(f"rows_{level}"), self.get_buffer(f"columns_{level}")
+            x = x.index_select(2, rows).index_select(3, columns)
             x = torch.cat([up(x.to(dtype)).float(), skip], dim=1)
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)

@@ -96,7 +96,9 @@ def test_graphs_carry_no_paths_and_their_precision(tmp_path: Path, export_small:
         }
         types |= {tensor.name: tensor.data_type for tensor in inferred.graph.initializer}
         for node in inferred.graph.node:
-            if node.op_type in ("LayerNormalization", "GroupNormalization", "Softmax"):
+            # ONNX Runtime's CUDA provider cannot place it, and TensorRT 10.7 fails on it
+            assert node.op_type != "GroupNormalization"
+            if node.op_type in ("LayerNormalization", "Softmax"):
                 assert types[node.input[0]] == onnx.TensorProto.FLOAT, node
             elif node.op_type == "MatMul" and "embed" not in node.name:
                 products = types[node.input[0]], types[node.input[1]]

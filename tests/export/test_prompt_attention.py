@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from npnet_export import ExportSettings, export
+from npnet_export import ExportError, ExportSettings, export
 from npnet_export.verification import reference_network, verify
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
@@ -111,3 +111,18 @@ def test_on_a_gpu(engine: str, precision: str, weights: Path, tmp_path: Path) ->
     expected = network_from_state(SMALL_ATTENTION, random_state(SMALL_ATTENTION, 0)).cuda()(noise, prompts)
     error = (golden(noise, prompts) - expected).square().mean().sqrt()
     assert error <= (5e-5 if precision == "fp32" else 2e-3)
+
+
+def test_onnx_without_bfloat16_convolutions_says_so(weights: Path, tmp_path: Path) -> None:
+    settings = ExportSettings(
+        WeightsRequest(None, str(weights)),
+        tmp_path / "b",
+        "own",
+        "onnxruntime",
+        "bf16",
+        device="cpu",
+        verify=False,
+    )
+    with pytest.raises(ExportError, match="try another --precision"):
+        export(settings)
+    assert not (tmp_path / "b").exists()

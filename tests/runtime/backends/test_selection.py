@@ -45,6 +45,19 @@ def test_never_the_cpu_instead_of_cuda(small_bundles: dict[str, EngineBundle]) -
     assert "device='cpu'" in reason
 
 
+def test_an_onnxruntime_that_leaves_nodes_on_the_cpu(small_bundles: dict[str, EngineBundle]) -> None:
+    for version, accepted in (("1.23.2", False), ("1.24.4", True), ("1.31.1", True)):
+        providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        machine = replace(HOPPER, versions={"onnxruntime": version}, onnxruntime_providers=providers)
+        reason = verdicts(small_bundles["onnxruntime"], machine, CUDA)["onnxruntime"]
+        if accepted:
+            assert not reason
+        else:
+            assert "pip install 'onnxruntime-gpu>=1.24.4'" in reason
+        # on the CPU it is as good as any
+        assert not verdicts(small_bundles["onnxruntime"], machine, CPU)["onnxruntime"]
+
+
 def test_reasons(small_bundles: dict[str, EngineBundle]) -> None:
     ours, torch_bundle = small_bundles["onnxruntime"], small_bundles["torch"]
     bare = replace(PLAIN, versions={"torch": "2.13.0"})
