@@ -105,3 +105,20 @@ def test_directory_comes_back_when_the_rename_fails(tmp_path: Path, monkeypatch:
         (temporary / "new").touch()
     assert os.listdir(target) == ["old"]
     assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_makes_the_folders_above(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a" / "b" / "file") as temporary:
+        temporary.write_text("whole")
+    with atomic_directory(tmp_path / "c" / "d" / "folder") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "a" / "b" / "file").read_text() == "whole"
+    assert (tmp_path / "c" / "d" / "folder" / "file").exists()
+
+
+def test_what_a_link_leads_to_keeps_its_permissions(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    with atomic_directory(tmp_path / "folder") as folder:
+        (folder / "link").symlink_to(secret)
+    assert secret.stat().st_mode & 0o777 == 0o600

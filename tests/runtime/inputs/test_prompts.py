@@ -7,7 +7,7 @@ import torch
 
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import InputError
-from npnet_runtime.inputs.prompts import fit_tokens
+from npnet_runtime.inputs.prompts import fit_tokens, one_for_each
 from support.networks import SMALL, noise_and_prompts
 
 NOISE, CHUNKS = noise_and_prompts(SMALL, 2)
@@ -75,3 +75,12 @@ def test_width_is_never_fitted(small_bundle: EngineBundle) -> None:
 def test_unknown_policy(small_bundle: EngineBundle) -> None:
     with pytest.raises(InputError, match="tokens: expected one of error, truncate, average, given 'pad'"):
         GoldenNoise(small_bundle, device="cpu", tokens="pad")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3, 6])
+def test_each_prompt_serves_noises_in_a_row(prompts: int) -> None:
+    embeds = torch.randn(prompts, 5, 7)
+    given = one_for_each(embeds, 6)
+    assert given.shape == (6, 5, 7)
+    for row in range(6):
+        assert torch.equal(given[row], embeds[row // (6 // prompts)])
