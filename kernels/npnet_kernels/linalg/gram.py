@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from npnet_kernels.linalg.batching import one_by_one
-from npnet_kernels.linalg.refinement import Refined, refine
+from npnet_kernels.linalg.refinement import Refined, refine, refine_one_by_one
 
 
 def gram_svd(matrix: Tensor) -> Refined:
@@ -17,10 +16,10 @@ def gram_svd(matrix: Tensor) -> Refined:
         matrix: `(B, n, n)` float64 with entries of order one (see `scaling.normalise`).
 
     Returns:
-        `Refined`, meaningless wherever `residual` exceeds the tolerance.
+        `Refined`, meaningless wherever the residual of `finish` exceeds the tolerance.
     """
     if not matrix.is_cuda:
-        return Refined(*one_by_one(_solve, matrix))
+        return refine_one_by_one(_solve, matrix)
     return _solve(matrix)
 
 

@@ -12,7 +12,7 @@ from npnet_kernels.linalg.choice import Choice, Situation, Solver, choose
 from npnet_kernels.linalg.gram import gram_svd
 from npnet_kernels.linalg.host import Factors, lapack_svd, library_svd
 from npnet_kernels.linalg.jacobi import jacobi_svd
-from npnet_kernels.linalg.refinement import TOLERANCE, Refined
+from npnet_kernels.linalg.refinement import TOLERANCE, finish
 from npnet_kernels.linalg.scaling import normalise
 from npnet_kernels.linalg.signs import canonical_signs
 
@@ -129,16 +129,11 @@ def _dispatch(matrix: Tensor, solver: str) -> Factors:
 def _solve_by_products(matrix: Tensor, solver: str, capturing: bool) -> Factors:
     scaled, scale = normalise(matrix)
     refined = gram_svd(scaled) if solver == "gram" else jacobi_svd(scaled)
-    u, s, vh = _narrow(refined, scale)
-    failed = ~(refined.residual <= TOLERANCE)
+    # During a capture no host can look at the residual, and a replay must never pass on unconverged factors.
+    u, s, vh, residual = finish(refined, scale, poison=TOLERANCE if capturing else None)
     if capturing:
-        # No host can look at `failed` now, and a replay must never pass on unconverged factors.
-        failed = failed.view(-1, 1, 1)
-        return (
-            u.masked_fill(failed, torch.nan),
-            s.masked_fill(failed.squeeze(-1), torch.nan),
-            vh.masked_fill(failed, torch.nan),
-        )
+        return u, s, vh
+    failed = ~(residual <= TOLERANCE)
     if failed.any():
         indices = failed.nonzero().squeeze(-1)
         log.warning(
@@ -147,10 +142,6 @@ def _solve_by_products(matrix: Tensor, solver: str, capturing: bool) -> Factors:
         for target, again in zip((u, s, vh), lapack_svd(matrix[indices]), strict=True):
             target[indices] = again
     return u, s, vh
-
-
-def _narrow(refined: Refined, scale: Tensor) -> Factors:
-    return refined.u.float(), (refined.s * scale.unsqueeze(-1)).float(), refined.v.mT.float()
 
 
 def _check_finite(matrix: Tensor) -> None:
