@@ -12,13 +12,19 @@ SMALLEST, LARGEST = 16, 512
 
 @dataclass(frozen=True)
 class Situation:
-    """What the choice depends on: the sides of the matrix, where it lives, what surrounds the call."""
+    """What the choice depends on: the sides of the matrix, where it lives, what surrounds the call.
+
+    `eigh_batched`: PyTorch's `eigh` gives a batch to cuSOLVER at once. `jacobi_driver`: how Jacobi would be
+    launched, for the reason.
+    """
 
     rows: int
     columns: int
     cuda: bool
     capturing: bool = False
     has_triton: bool = False
+    eigh_batched: bool = True
+    jacobi_driver: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,16 +49,6 @@ class Choice:
         return "\n".join(lines)
 
 
-_AUTOMATIC = {
-    "cpu": {"lapack": "accurate, and takes any shape"},
-    "cuda": {
-        "gram": "accurate, on the device",
-        "jacobi": "the only solver that a CUDA graph can hold",
-        "torch": "takes any shape",
-    },
-}
-
-
 def choose(situation: Situation, requested: str = "auto") -> Choice:
     """Pick the solver for `situation`.
 
@@ -68,13 +64,27 @@ def choose(situation: Situation, requested: str = "auto") -> Choice:
                 f"solver {requested!r} cannot run here: {candidate.rejected}. Use solver='auto'"
             )
         return Choice(requested, "requested", (candidate,))
-    preferences = _AUTOMATIC["cuda" if situation.cuda else "cpu"]
+    preferences = _preferences(situation)
     candidates = tuple(Candidate(name, _rejection(name, situation)) for name in preferences)
     for candidate in candidates:
         if candidate.rejected is None:
             return Choice(candidate.solver, preferences[candidate.solver], candidates)
     reasons = "; ".join(f"{c.solver}: {c.rejected}" for c in candidates)
     raise SVDInputError(f"no solver can run here ({reasons}). Compute the SVD before the capture")
+
+
+def _preferences(at: Situation) -> dict[str, str]:
+    """Solvers in the order they are considered, and what speaks for each."""
+    if not at.cuda:
+        return {"lapack": "accurate, and takes any shape"}
+    launched = f", {at.jacobi_driver}" if at.jacobi_driver else ""
+    anything = {"torch": "takes any shape"}
+    if at.eigh_batched or at.capturing:
+        jacobi = f"the only solver that a CUDA graph can hold{launched}"
+        return {"gram": "accurate, on the device", "jacobi": jacobi} | anything
+    # By version and not by batch: a matrix's result must not depend on how many others there are.
+    jacobi = f"a batch at once{launched}; `eigh` of this PyTorch takes one matrix after another"
+    return {"jacobi": jacobi, "gram": "accurate, on the device, one matrix after another"} | anything
 
 
 def _rejection(solver: str, at: Situation) -> str | None:

@@ -6,6 +6,7 @@ launch, the fine ones another, with barriers across the grid inside. `phases`: o
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,8 +79,8 @@ class _Run:
         self.batch, self.n = matrix.shape[:2]
         self.plan, self.tiling = plan, tiling
         self.side = -(-self.n // tiling.block)
-        single = {"dtype": torch.float32, "device": matrix.device}
-        integers = {"dtype": torch.int32, "device": matrix.device}
+        single: Any = {"dtype": torch.float32, "device": matrix.device}
+        integers: Any = {"dtype": torch.int32, "device": matrix.device}
         self.matrix = torch.empty(matrix.shape, **single)
         self.work = torch.empty(2, 2, *matrix.shape, **single)
         self.k, self.q, self.p = (torch.empty(matrix.shape, **single) for _ in range(3))

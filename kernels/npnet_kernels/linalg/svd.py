@@ -9,7 +9,8 @@ from torch import Tensor
 from npnet_kernels.backends import device_guard, full_precision, has_triton
 from npnet_kernels.errors import SVDInputError
 from npnet_kernels.linalg.choice import Choice, Situation, Solver, choose
-from npnet_kernels.linalg.gram import gram_svd
+from npnet_kernels.linalg.driver import driver_for
+from npnet_kernels.linalg.gram import eigh_batched, gram_svd
 from npnet_kernels.linalg.host import Factors, lapack_svd, library_svd
 from npnet_kernels.linalg.jacobi import jacobi_svd
 from npnet_kernels.linalg.refinement import TOLERANCE, finish
@@ -63,12 +64,15 @@ def choose_solver(matrix: Tensor, *, solver: Solver = "auto") -> Choice:
     Raises:
         SVDInputError: the requested solver cannot take this matrix.
     """
+    driven = matrix.is_cuda and has_triton()
     situation = Situation(
         rows=matrix.shape[-2],
         columns=matrix.shape[-1],
         cuda=matrix.is_cuda,
         capturing=_capturing(matrix),
         has_triton=has_triton(),
+        eigh_batched=eigh_batched(torch.__version__),
+        jacobi_driver=": ".join(driver_for(matrix.device)) if driven else "",
     )
     return choose(situation, solver)
 

@@ -2,8 +2,8 @@
 
 Legend: `x` is the stack `(U, V, M V)`, `(3, ..., n, n)`, vectors in columns; `grams` are `(U^T U, V^T V)`,
 whose defects are `I - U^T U` and `I - V^T V`; `t = U^T M V`. All float64. What a step returns for a product
-is "one plus the change", so that `U <- U + U D` is the product `U (I + D)` and no addition: an entry is rounded
-to 1e-16 of the vector either way.
+is "one plus the change", so that `U <- U + U D` is the product `U (I + D)` and no addition: an entry is
+rounded to 1e-16 of the vector either way.
 """
 
 from typing import NamedTuple, Protocol
