@@ -406,6 +406,8 @@ def test_choice_says_how_jacobi_is_launched_and_that_eigh_loops() -> None:
     at = Situation(256, 256, cuda=True, has_triton=True, eigh_batched=False, jacobi_driver="phases: no such")
     assert "phases: no such" in choose(at).reason
     assert "one matrix after another" in choose(at).reason
+    assert "phases: no such" in str(choose(at, "jacobi"))
+    assert "phases: no such" in str(choose(dataclasses.replace(at, eigh_batched=True)))
     capturing = dataclasses.replace(at, capturing=True, eigh_batched=True)
     assert "phases: no such" in choose(capturing).reason
 

@@ -29,10 +29,11 @@ class Situation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A solver and the reason it was rejected; `rejected` is None when it can run."""
+    """A solver, the reason it was rejected (None when it can run), and what speaks for it."""
 
     solver: str
     rejected: str | None
+    merit: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Choice:
 
     def __str__(self) -> str:
         lines = [f"svd: {self.solver} ({self.reason})"]
-        lines += [f"  {c.solver}: {c.rejected or 'can run'}" for c in self.candidates]
+        for c in self.candidates:
+            lines.append(f"  {c.solver}: {c.rejected or ': '.join(filter(None, ('can run', c.merit)))}")
         return "\n".join(lines)
 
 
@@ -57,15 +59,18 @@ def choose(situation: Situation, requested: str = "auto") -> Choice:
     """
     if requested not in get_args(Solver):
         raise SVDInputError(f"solver: expected one of {', '.join(get_args(Solver))}; given {requested!r}")
+    preferences = _preferences(situation)
     if requested != "auto":
-        candidate = Candidate(requested, _rejection(requested, situation))
+        merit = preferences.get(requested, "")
+        candidate = Candidate(requested, _rejection(requested, situation), merit)
         if candidate.rejected:
             raise SVDInputError(
                 f"solver {requested!r} cannot run here: {candidate.rejected}. Use solver='auto'"
             )
         return Choice(requested, "requested", (candidate,))
-    preferences = _preferences(situation)
-    candidates = tuple(Candidate(name, _rejection(name, situation)) for name in preferences)
+    candidates = tuple(
+        Candidate(name, _rejection(name, situation), merit) for name, merit in preferences.items()
+    )
     for candidate in candidates:
         if candidate.rejected is None:
             return Choice(candidate.solver, preferences[candidate.solver], candidates)

@@ -33,8 +33,9 @@ def svd(matrix: Tensor, *, solver: Solver = "auto", signs: Signs = "canonical") 
     """Thin singular value decomposition of a batch of matrices, `matrix = u @ diag(s) @ vh`.
 
     Args:
-        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours; with
-            `"torch"` its last bits may.
+        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours; its
+            last bits may with `"torch"`, and on CUDA, where cuBLAS may round the tail's float64 products (by
+            1e-16) and cuSOLVER its eigenvectors otherwise in another size of batch.
         solver: `"auto"` lets `choose_solver` decide; `"lapack"` runs on the host; `"gram"` (batched `eigh`)
             and `"jacobi"` (matrix products, fit for CUDA graphs) take square matrices of side 16 to 512;
             `"torch"` is `torch.linalg.svd`.

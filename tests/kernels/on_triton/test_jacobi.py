@@ -90,6 +90,19 @@ def test_drivers_give_the_same_bits(fine: int, device: torch.device, gaussian: D
     assert torch.equal(phases, persistent)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_drivers_give_the_same_bits_with_a_full_grid(
+    batch: int, device: torch.device, full_size: bool, gaussian: Draw
+) -> None:
+    """Many programs meet at the barriers, again and again with the same buffers: a stale read would show."""
+    if not full_size:
+        pytest.skip("the interpreter has one program")
+    matrix = scaled(gaussian(batch, 256, 256), device)
+    phases = jacobi_vectors(matrix, driver="phases")
+    for _ in range(20):
+        assert torch.equal(phases, jacobi_vectors(matrix, driver="persistent"))
+
+
 def test_persistent_driver_ends_early(
     device: torch.device, gaussian: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
