@@ -107,7 +107,8 @@ def compile_launch(launch: Launch, capability: int) -> Any:
             continue
         signature[parameter.name] = type_of(value)
         divisible = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
-        if isinstance(value, torch.Tensor) or divisible:
+        aligned = isinstance(value, torch.Tensor) and not parameter.do_not_specialize_on_alignment
+        if aligned or divisible:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options["enable_fp_fusion"] = True  # the default differs between Triton 3.9 and 3.10

