@@ -62,15 +62,14 @@ def test_same_vectors_as_the_reference(device: torch.device, gaussian: Draw) -> 
 
 
 def test_coarse_operands_are_rounded(device: torch.device, gaussian: Draw) -> None:
-    """One coarse iteration is the reference's with rounded operands, not the one without: 1e-4 against 1.6e-3.
+    """One coarse iteration is the reference's with rounded operands, and 1.6e-3 from the one without.
 
     What is left are operands that the order of a sum moves over the middle between two TF32 numbers.
     """
-    if device.type == "cuda":
-        pytest.skip("`tl.dot` rounds by itself what is left unrounded; the PTX is looked at instead")
     matrix = scaled(gaussian(1, 24, 24), device)
     plan = Schedule(step=schedule_for(24).step, coarse=1, fine=0)
-    ours = jacobi_vectors(matrix, plan)[0].float()
+    ours = jacobi_vectors(matrix, plan)[0].float().cpu()
+    matrix = matrix.cpu()
     rounded = jacobi_vectors_reference(matrix[0], plan, coarse_product=tf32_product)
     exact = jacobi_vectors_reference(matrix[0], plan)
     assert (ours - rounded).abs().max() < 0.2 * (exact - rounded).abs().max()
@@ -83,13 +82,15 @@ def test_any_tiling(block: int, device: torch.device, gaussian: Draw) -> None:
     assert (certificate(matrix, v) <= TOLERANCE).all()
 
 
-@pytest.mark.parametrize("fine", [0, 1, 2, 9])
+@pytest.mark.parametrize("fine", [0, 1, 4])
 def test_drivers_give_the_same_bits(fine: int, device: torch.device, gaussian: Draw) -> None:
-    """Stopped at either buffer, after early ends, and with a matrix that is done long before the others."""
-    matrix = scaled(torch.stack([gaussian(18, 18), torch.zeros(18, 18), gaussian(18, 18, seed=3)]), device)
-    plan = Schedule(step=schedule_for(18).step, coarse=7, fine=fine, clean_every=2)
+    """Stopped at either buffer, with several tiles, and a matrix that is done long before the other."""
+    matrix = scaled(torch.stack([gaussian(18, 18), torch.zeros(18, 18)]), device)
+    plan = Schedule(step=schedule_for(18).step, coarse=3, fine=fine, clean_every=2)
     drivers: tuple[Driver, ...] = ("phases", "persistent")
-    phases, persistent = (jacobi_vectors(matrix, plan, driver=driver) for driver in drivers)
+    phases, persistent = (
+        jacobi_vectors(matrix, plan, driver=driver, tiling=Tiling(16, 16)) for driver in drivers
+    )
     assert torch.equal(phases, persistent)
 
 
