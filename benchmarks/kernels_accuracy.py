@@ -21,8 +21,9 @@ from harness import environment, write_json
 from npnet_kernels import svd
 from npnet_kernels.linalg.gram import gram_svd
 from npnet_kernels.linalg.jacobi import jacobi_svd, jacobi_vectors_reference, tf32_product
-from npnet_kernels.linalg.refinement import TOLERANCE, Refined, refine
+from npnet_kernels.linalg.refinement import TOLERANCE, Refined, finish, refine
 from npnet_kernels.linalg.scaling import normalise
+from npnet_kernels.linalg.tail import permute_columns
 
 Factors = tuple[Tensor, Tensor]  # u and v in float64, vectors in columns
 
@@ -65,17 +66,22 @@ def by_library(solver: str) -> Callable[[Tensor], Factors]:
 
 
 def by_products(method: Callable[[Tensor], Refined]) -> Callable[[Tensor], Factors | None]:
-    """Factors before rounding, or None without a certificate."""
+    """Factors before `finish` rounds them, sorted as it does, or None without a certificate."""
 
     def solve(matrix: Tensor) -> Factors | None:
         refined = method(normalise(matrix[None])[0])
-        return (refined.u[0], refined.v[0]) if refined.residual[0] <= TOLERANCE else None
+        if not finish(refined).residual[0] <= TOLERANCE:
+            return None
+        s = refined.s[0]
+        order = s.abs().sort(descending=True, stable=True).indices
+        u, v = refined.x[0, 0] * torch.where(s < 0, -1, 1), refined.x[1, 0]
+        return permute_columns(u, order), permute_columns(v, order)
 
     return solve
 
 
 def jacobi_in_tf32(matrix: Tensor) -> Refined:
-    """`jacobi` with the coarse phase in emulated TF32, as on a GPU."""
+    """`jacobi` as the kernels compute it: operands of the coarse phase rounded to TF32, which they round."""
     vectors = jacobi_vectors_reference(matrix[0].float(), coarse_product=tf32_product)
     return refine(matrix, vectors.double()[None])
 

@@ -11,8 +11,9 @@ from npnet_kernels import SVD, canonical_signs, combine, latent_to_matrix, recon
 from npnet_kernels.affine.reference import text_affine_reference
 from npnet_kernels.linalg.choice import Solver
 from npnet_kernels.linalg.jacobi_launch import jacobi_vectors
-from npnet_kernels.linalg.refinement import refine
+from npnet_kernels.linalg.refinement import finish, refine
 from npnet_kernels.linalg.scaling import normalise
+from npnet_kernels.linalg.tail_launch import EntrywiseKernels
 from npnet_kernels.reconstruction.reference import combine_reference, spectral_reference
 
 WEIGHTS: Any = {"text_weight": 0.34, "residual_weight": 0.05}  # for `**`, among arguments of other types
@@ -72,12 +73,14 @@ def svd_case(batch: int, sizes: Sizes, device: torch.device, _: torch.dtype) -> 
 
     def interpreted() -> Tensor:
         scaled, scale = normalise(matrix)
-        refined = refine(scaled, jacobi_vectors(scaled.float()).double())
-        u, vh = canonical_signs(refined.u, refined.v.mT)
-        return correction(SVD(u, refined.s * scale.unsqueeze(-1), vh))
+        kernels = EntrywiseKernels()
+        refined = refine(scaled, jacobi_vectors(scaled), entrywise=kernels)
+        u, s, vh, _ = finish(refined, scale, entrywise=kernels)
+        u, vh = canonical_signs(u, vh)
+        return correction(SVD(u, s, vh))
 
     rivals = {"pytorch": with_solver("torch"), "gram": with_solver("gram"), "lapack": with_solver("lapack")}
-    products = 5 * 22 + 18  # of the Jacobi iterations and of the tail
+    products = 5 * 22 + 20  # of the Jacobi iterations and of the tail
     return Case(
         "svd", batch, with_solver("jacobi") if device.type == "cuda" else interpreted, rivals,
         lambda: (exact.U * f.cpu().double().unsqueeze(1)) @ exact.Vh, 1e-4, 4 * batch * (3 * n * n + n),

@@ -17,24 +17,37 @@ import torch
 
 from npnet_kernels.affine import launch as affine
 from npnet_kernels.backends import interpreting
+from npnet_kernels.linalg import scaling, signs
+from npnet_kernels.linalg.refinement import finish, refine
 from npnet_kernels.linalg.schedule import Schedule
 from npnet_kernels.reconstruction import launch as reconstruction
 
 triton = pytest.importorskip("triton")
 jacobi_launch = pytest.importorskip("npnet_kernels.linalg.jacobi_launch")
-rotation_kernels = pytest.importorskip("npnet_kernels.linalg.rotation_kernels")
+tail_kernels = pytest.importorskip("npnet_kernels.linalg.tail_kernels")
 jacobi_kernels = pytest.importorskip("npnet_kernels.linalg.jacobi_kernels")
+persistent_kernel = pytest.importorskip("npnet_kernels.linalg.persistent_kernel")
+scaling_kernels = pytest.importorskip("npnet_kernels.linalg.scaling_kernels")
+sign_kernels = pytest.importorskip("npnet_kernels.linalg.sign_kernels")
 pytestmark = pytest.mark.skipif(interpreting(), reason="the interpreter replaces the compiler")
 
 # Kernels launched without `launchable`, by module.
 DIRECT = {
-    jacobi_kernels: ("angles", "square", "polynomial", "multiply", "defect"),
-    rotation_kernels: ("weighted_defect", "rotations", "worst_entry"),
-}
+    jacobi_kernels: ("start", "angles", "square", "polynomial", "multiply", "defect"),
+    persistent_kernel: ("jacobi",),
+    tail_kernels: (
+        "norms", "left_vectors", "weighted_change", "rotations", "worst_entry", "finish"
+    ),
+    scaling_kernels: ("largest", "scale"),
+    sign_kernels: ("sign",),
+}  # fmt: skip
 
 # Shared memory that one block can have, in KiB (CUDA C++ Programming Guide, "Technical Specifications per
 # Compute Capability": maximum amount of shared memory per thread block).
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+# The same table: shared memory of a multiprocessor, of which each block takes 1 KiB more than it asks for.
+SHARED_KIB_PER_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
+REGISTERS_PER_SM = 65536
 
 
 class Launch(NamedTuple):
@@ -87,12 +100,15 @@ def compile_launch(launch: Launch, capability: int) -> Any:
     values.update({name: options.pop(name) for name in launch.kernel.arg_names if name in options})
     for i, parameter in enumerate(launch.kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or one:
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue
         signature[parameter.name] = type_of(value)
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        divisible = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+        aligned = isinstance(value, torch.Tensor) and not parameter.do_not_specialize_on_alignment
+        if aligned or divisible:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options["enable_fp_fusion"] = True  # the default differs between Triton 3.9 and 3.10
@@ -168,18 +184,23 @@ def launch_affine_half(dtype: torch.dtype, batch: int) -> None:
     )
 
 
-def launch_jacobi(batch: int, coarse: int) -> None:
-    jacobi_launch.jacobi_vectors(torch.zeros(batch, 256, 256), Schedule(step=1.0, coarse=coarse, fine=1))
+def launch_jacobi(driver: str) -> None:
+    plan = Schedule(step=1.0, coarse=1, fine=1)
+    jacobi_launch.jacobi_vectors(torch.zeros(2, 256, 256, dtype=torch.float64), plan, driver=driver)
 
 
 def launch_tail() -> None:
-    from npnet_kernels.linalg.rotation_launch import EntrywiseKernels
+    from npnet_kernels.linalg.tail_launch import EntrywiseKernels
 
-    matrix, values = torch.zeros(2, 256, 256, dtype=torch.float64), torch.zeros(2, 256, dtype=torch.float64)
-    kernels = EntrywiseKernels()
-    kernels.weighted_defect(matrix, values)
-    kernels.rotations(matrix, matrix, matrix)
-    kernels.worst_entry(matrix, matrix, matrix, matrix, values)
+    matrix = torch.zeros(2, 256, 256, dtype=torch.float64)
+    refined = refine(matrix, matrix, steps=1, entrywise=EntrywiseKernels())
+    finish(refined, poison=1e-6, entrywise=EntrywiseKernels())
+
+
+def launch_ends() -> None:
+    scaling.normalise_by_kernels(torch.zeros(2, 256, 256))
+    matrix = torch.zeros(2, 256, 256)
+    signs.flip_by_kernel(matrix, matrix, torch.zeros(256, dtype=torch.float64))
 
 
 CASES: dict[str, Callable[[], None]] = {
@@ -190,9 +211,10 @@ CASES: dict[str, Callable[[], None]] = {
     "combine fp16": lambda: launch_combine(torch.float16, 1),
     "affine fp32": lambda: launch_affine(torch.float32, 2),
     "affine fp16": lambda: launch_affine_half(torch.float16, 2),
+    "scaling and signs": launch_ends,
     "tail": launch_tail,
-    "jacobi batch 1": lambda: launch_jacobi(1, coarse=1),
-    "jacobi batch 16": lambda: launch_jacobi(16, coarse=0),  # tf32x3 needs more than TF32
+    "jacobi by phases": lambda: launch_jacobi("phases"),
+    "jacobi, persistent": lambda: launch_jacobi("persistent"),
     "affine mixed": lambda: launch_affine(torch.bfloat16, 2),
 }
 
@@ -209,3 +231,62 @@ def test_compiles_without_spills(case: str, capability: int, recorder: Recorder,
         assert compiled.metadata.shared <= SHARED_KIB[capability] * 1024, name
         assert (usage.stack, usage.local) == (0, 0), f"{name} spills: {usage}"
         assert usage.registers <= 255, name
+
+
+@pytest.mark.parametrize("capability", SHARED_KIB)
+def test_persistent_programs_fit_together(capability: int, recorder: Recorder, tmp_path: Path) -> None:
+    """As many as are launched: a program that finds no room would be waited for without end."""
+    launch_jacobi("persistent")
+    persistent = [one for one in recorder.launches if "launch_cooperative_grid" in one.options]
+    assert [one.options["PRECISION"] for one in persistent] == ["tf32", "tf32x3"]
+    for launch in persistent:
+        compiled = compile_launch(launch, capability)
+        usage = resources(compiled.asm["cubin"], tmp_path)
+        together, threads = jacobi_launch.PROGRAMS_PER_SM, 32 * launch.options["num_warps"]
+        registers = -(-usage.registers // 8) * 8  # given out in units of 8 a thread
+        assert together * threads * registers <= REGISTERS_PER_SM
+        assert together * (compiled.metadata.shared / 1024 + 1) <= SHARED_KIB_PER_SM[capability]
+        assert compiled.metadata.launch_cooperative_grid
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("driver", ["phases", "persistent"])
+def test_tf32_operands_are_rounded(driver: str, capability: int, recorder: Recorder) -> None:
+    """`tl.dot` hands operands to the tensor cores as they are, which cut them off: so the kernel rounds.
+
+    The sum with half of the last kept bit, and the mask of the kept ones.
+    """
+    launch_jacobi(driver)
+    for launch in distinct(recorder.launches):
+        if launch.options.get("PRECISION") != "tf32":
+            continue
+        ptx = compile_launch(launch, capability).asm["ptx"]
+        products = re.findall(r"mma\.sync[\w.]*\.tf32\.tf32\.f32", ptx)
+        added, masked = (len(re.findall(rf" {x};", ptx)) for x in ("4096", "-8192"))
+        assert products, launch.kernel.__name__
+        assert "wgmma" not in ptx  # one kind of product on all devices, in all batches
+        # A register of either operand serves two products or more.
+        assert min(added, masked) >= len(products), launch.kernel.__name__
+
+
+def test_grid_barrier_orders_memory(recorder: Recorder) -> None:
+    """Join the threads, release, acquire until all have come, join; and no load that may be stale."""
+    launch_jacobi("persistent")
+    for launch in distinct(recorder.launches):
+        if launch.kernel.__name__ != "jacobi_kernel":
+            continue
+        ptx = compile_launch(launch, 90).asm["ptx"]
+        lines = [line.strip() for line in ptx.splitlines()]
+        order = [
+            "sync" if line.startswith("bar.sync") else "atomic"
+            for line in lines
+            if line.startswith("bar.sync") or "atom." in line
+        ]
+        atomics = [line for line in lines if "atom." in line]
+        barriers = 4 + (3 if launch.options["CLEAN"] else 0)
+        assert len(atomics) == 2 * barriers
+        assert all("atom.global.gpu.acq_rel.add.u32" in line for line in atomics)
+        for i, kind in enumerate(order):
+            if kind == "atomic":
+                assert order[i - 1] == order[i + 1] == "sync"
+        assert "ld.global.nc" not in ptx

@@ -1,10 +1,11 @@
 """`svd` on the CPU: every solver against float64, awkward matrices, and what may not change around a call."""
 
+import dataclasses
 import random
 import sys
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ import npnet_kernels
 from npnet_kernels import SVD, SVDInputError, canonical_signs, svd
 from npnet_kernels.linalg import jacobi
 from npnet_kernels.linalg.choice import Situation, choose
-from npnet_kernels.linalg.refinement import TOLERANCE, refine
+from npnet_kernels.linalg.driver import choose_driver
+from npnet_kernels.linalg.gram import eigh_batched
+from npnet_kernels.linalg.refinement import TOLERANCE, finish, refine
 from npnet_kernels.linalg.scaling import normalise
 from npnet_kernels.linalg.schedule import Schedule
 from npnet_kernels.linalg.signs import reference_draws
@@ -319,7 +322,24 @@ def test_jacobi_survives_tf32(seed: int, gaussian: Draw) -> None:
     v = jacobi.jacobi_vectors_reference(scaled.float(), coarse_product=jacobi.tf32_product)
     # One step more than a solver takes: how near the first guess of a worst draw is depends on the CPU's
     # rounding (after two steps, residuals of 1e-7 to 4e-6 were seen); that it is near enough must not.
-    assert refine(scaled, v.double(), steps=3).residual <= TOLERANCE
+    assert finish(refine(scaled, v.double(), steps=3)).residual <= TOLERANCE
+
+
+def test_draw_that_truncated_operands_spoil(gaussian: Draw) -> None:
+    """Seed 60, which was not certified where the operands of TF32 were cut off: two steps are enough."""
+    scaled, _ = normalise(gaussian(256, 256, seed=60))
+    v = jacobi.jacobi_vectors_reference(scaled.float(), coarse_product=jacobi.tf32_product)
+    assert finish(refine(scaled, v.double())).residual <= TOLERANCE
+
+
+def test_rounding_to_tf32() -> None:
+    ulp = 2.0**-10
+    given = [1 + 0.49 * ulp, 1 + 0.5 * ulp, -1 - 0.5 * ulp, 1 + 0.75 * ulp, torch.inf]
+    expected = [1.0, 1 + ulp, -1 - ulp, 1 + ulp, torch.inf]
+    one = torch.ones(1, 1)
+    assert [float(jacobi.tf32_product(torch.tensor([[x]]), one)) for x in given] == expected
+    quiet = torch.tensor([[0x7FFFFFFF]], dtype=torch.int32).view(torch.float32)  # as on GPUs
+    assert jacobi.tf32_product(quiet, one).isnan().all()
 
 
 def hopeless(n: int) -> Schedule:
@@ -357,6 +377,9 @@ def test_captured_factors_are_nan_where_not_certified(
         (Situation(30, 20, cuda=False), "lapack"),
         (Situation(256, 256, cuda=True, has_triton=True), "gram"),
         (Situation(256, 256, cuda=True, capturing=True, has_triton=True), "jacobi"),
+        (Situation(256, 256, cuda=True, has_triton=True, eigh_batched=False), "jacobi"),
+        (Situation(256, 256, cuda=True, has_triton=False, eigh_batched=False), "gram"),
+        (Situation(30, 20, cuda=True, eigh_batched=False), "torch"),
         (Situation(30, 20, cuda=True), "torch"),
         (Situation(8, 8, cuda=True), "torch"),
     ],
@@ -377,6 +400,50 @@ def test_choice(situation: Situation, expected: str) -> None:
 def test_no_choice_says_why(situation: Situation, message: str) -> None:
     with pytest.raises(SVDInputError, match=message):
         choose(situation)
+
+
+def test_choice_says_how_jacobi_is_launched_and_that_eigh_loops() -> None:
+    at = Situation(256, 256, cuda=True, has_triton=True, eigh_batched=False, jacobi_driver="phases: no such")
+    assert "phases: no such" in choose(at).reason
+    assert "one matrix after another" in choose(at).reason
+    assert "phases: no such" in str(choose(at, "jacobi"))
+    assert "phases: no such" in str(choose(dataclasses.replace(at, eigh_batched=True)))
+    capturing = dataclasses.replace(at, capturing=True, eigh_batched=True)
+    assert "phases: no such" in choose(capturing).reason
+
+
+@pytest.mark.parametrize(
+    ("version", "batched"),
+    [("2.11.0+cu130", False), ("2.9.1", False), ("2.13.0", True), ("2.14.1", True), ("3.0.0a0", True)],
+)
+def test_releases_whose_eigh_takes_a_batch(version: str, batched: bool) -> None:
+    assert eigh_batched(version) == batched
+
+
+@pytest.mark.parametrize(
+    ("arguments", "driver"),
+    [
+        ({"cooperative": True}, "persistent"),
+        ({"cooperative": True, "forced": "phases"}, "phases"),
+        ({"cooperative": True, "forced": "persistent"}, "persistent"),
+        ({"cooperative": True, "interpreting": True}, "phases"),
+        ({"cooperative": False}, "phases"),
+    ],
+)
+def test_choice_of_the_jacobi_driver(arguments: dict[str, Any], driver: str) -> None:
+    assert choose_driver(**arguments)[0] == driver
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cooperative": True, "forced": "fast"}, "NPNET_JACOBI_DRIVER: expected one of persistent, phases"),
+        ({"cooperative": False, "forced": "persistent"}, "no cooperative launches"),
+    ],
+)
+def test_forced_drivers_that_cannot_run(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SVDInputError, match=message):
+        choose_driver(**arguments)
 
 
 def test_choose_solver_looks_at_the_matrix(gaussian: Draw) -> None:

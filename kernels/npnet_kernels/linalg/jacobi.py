@@ -20,8 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from npnet_kernels.linalg.batching import one_by_one
-from npnet_kernels.linalg.refinement import Refined, refine
+from npnet_kernels.linalg.refinement import Refined, refine, refine_one_by_one
 from npnet_kernels.linalg.schedule import ALPHA, Schedule, schedule_for
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -37,13 +36,13 @@ def jacobi_svd(matrix: Tensor) -> Refined:
         matrix: `(B, n, n)` float64 with entries of order one (see `scaling.normalise`).
 
     Returns:
-        `Refined`, meaningless wherever `residual` exceeds the tolerance.
+        `Refined`, meaningless wherever the residual of `finish` exceeds the tolerance.
     """
     if matrix.is_cuda:
         from npnet_kernels.linalg.jacobi_launch import jacobi_vectors
 
-        return refine(matrix, jacobi_vectors(matrix.float()).double())
-    return Refined(*one_by_one(_solve_reference, matrix))
+        return refine(matrix, jacobi_vectors(matrix))
+    return refine_one_by_one(_solve_reference, matrix)
 
 
 def _solve_reference(matrix: Tensor) -> Refined:
@@ -75,13 +74,14 @@ def jacobi_vectors_reference(
 
 
 def tf32_product(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` as TF32 computes it: operands rounded to 10 bits of fraction, sums in float32."""
+    """`a @ b` as the kernels compute it in TF32: operands rounded to 10 bits of fraction, sums in float32."""
     return _round_to_tf32(a) @ _round_to_tf32(b)
 
 
 def _round_to_tf32(x: Tensor) -> Tensor:
+    """To nearest, ties away from zero, as `cvt.rna.tf32` does. NaN, which the sum could turn to 0, stays."""
     bits = x.contiguous().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.where(x.isnan(), x, ((bits + 0x1000) & ~0x1FFF).view(torch.float32))
 
 
 def _angles(b: Tensor, threshold: float, multiply: Product = torch.matmul) -> Tensor:

@@ -13,8 +13,12 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from npnet_kernels.backends import device_guard, has_triton
+
 SIGN_RULE = "canonical-v1"
 """Name of the rule, to be recorded beside anything computed with it. A change of `r` changes the name."""
+
+_PAIRS = 8  # a program: 32 programs for an image of SDXL
 
 
 def canonical_signs(u: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,15 +38,32 @@ def canonical_signs(u: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("npnet::canonical_signs", mutates_args=())
 def _canonical_signs(u: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:
     r = _reference_vector(vh.shape[-1], vh.device)
+    if u.is_cuda and has_triton():
+        with device_guard(u):
+            return flip_by_kernel(u, vh, r)
     # A sum instead of a matrix product: no TF32 setting reaches it, and it is the same for every batch size.
     products = (vh.double() * r).sum(-1)
     flip = 1 - 2 * (products < 0).to(u.dtype)
-    return u * flip.unsqueeze(-2), vh * flip.unsqueeze(-1).to(vh.dtype)
+    return (u * flip.unsqueeze(-2)).contiguous(), (vh * flip.unsqueeze(-1).to(vh.dtype)).contiguous()
+
+
+def flip_by_kernel(u: Tensor, vh: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule as one Triton kernel; `u` and `vh` of any strides, the results contiguous."""
+    from npnet_kernels.linalg.sign_kernels import sign_kernel
+
+    u, vh = u.contiguous(), vh.contiguous()
+    (rows, k), columns = u.shape[-2:], vh.shape[-1]
+    u_out, vh_out = torch.empty_like(u), torch.empty_like(vh)
+    batch = u.shape[:-2].numel()
+    if u.numel() and vh.numel():
+        grid = (-(-k // _PAIRS), batch)
+        sign_kernel[grid](u, vh, r, u_out, vh_out, rows, columns, k, BLOCK=_PAIRS, STEP=64)
+    return u_out, vh_out
 
 
 @_canonical_signs.register_fake
 def _(u: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(u), torch.empty_like(vh)
+    return u.new_empty(u.shape), vh.new_empty(vh.shape)
 
 
 def reference_draws(n: int) -> list[float]:

@@ -9,10 +9,11 @@ from torch import Tensor
 from npnet_kernels.backends import device_guard, full_precision, has_triton
 from npnet_kernels.errors import SVDInputError
 from npnet_kernels.linalg.choice import Choice, Situation, Solver, choose
-from npnet_kernels.linalg.gram import gram_svd
+from npnet_kernels.linalg.driver import driver_for
+from npnet_kernels.linalg.gram import eigh_batched, gram_svd
 from npnet_kernels.linalg.host import Factors, lapack_svd, library_svd
 from npnet_kernels.linalg.jacobi import jacobi_svd
-from npnet_kernels.linalg.refinement import TOLERANCE, Refined
+from npnet_kernels.linalg.refinement import TOLERANCE, finish
 from npnet_kernels.linalg.scaling import normalise
 from npnet_kernels.linalg.signs import canonical_signs
 
@@ -32,8 +33,9 @@ def svd(matrix: Tensor, *, solver: Solver = "auto", signs: Signs = "canonical") 
     """Thin singular value decomposition of a batch of matrices, `matrix = u @ diag(s) @ vh`.
 
     Args:
-        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours; with
-            `"torch"` its last bits may.
+        matrix: `(..., R, C)` float32, any strides. A matrix's result does not depend on its neighbours; its
+            last bits may with `"torch"`, and on CUDA, where cuBLAS may round the tail's float64 products (by
+            1e-16) and cuSOLVER its eigenvectors otherwise in another size of batch.
         solver: `"auto"` lets `choose_solver` decide; `"lapack"` runs on the host; `"gram"` (batched `eigh`)
             and `"jacobi"` (matrix products, fit for CUDA graphs) take square matrices of side 16 to 512;
             `"torch"` is `torch.linalg.svd`.
@@ -63,12 +65,15 @@ def choose_solver(matrix: Tensor, *, solver: Solver = "auto") -> Choice:
     Raises:
         SVDInputError: the requested solver cannot take this matrix.
     """
+    driven = matrix.is_cuda and has_triton()
     situation = Situation(
         rows=matrix.shape[-2],
         columns=matrix.shape[-1],
         cuda=matrix.is_cuda,
         capturing=_capturing(matrix),
         has_triton=has_triton(),
+        eigh_batched=eigh_batched(torch.__version__),
+        jacobi_driver=": ".join(driver_for(matrix.device)) if driven else "",
     )
     return choose(situation, solver)
 
@@ -129,16 +134,11 @@ def _dispatch(matrix: Tensor, solver: str) -> Factors:
 def _solve_by_products(matrix: Tensor, solver: str, capturing: bool) -> Factors:
     scaled, scale = normalise(matrix)
     refined = gram_svd(scaled) if solver == "gram" else jacobi_svd(scaled)
-    u, s, vh = _narrow(refined, scale)
-    failed = ~(refined.residual <= TOLERANCE)
+    # During a capture no host can look at the residual, and a replay must never pass on unconverged factors.
+    u, s, vh, residual = finish(refined, scale, poison=TOLERANCE if capturing else None)
     if capturing:
-        # No host can look at `failed` now, and a replay must never pass on unconverged factors.
-        failed = failed.view(-1, 1, 1)
-        return (
-            u.masked_fill(failed, torch.nan),
-            s.masked_fill(failed.squeeze(-1), torch.nan),
-            vh.masked_fill(failed, torch.nan),
-        )
+        return u, s, vh
+    failed = ~(residual <= TOLERANCE)
     if failed.any():
         indices = failed.nonzero().squeeze(-1)
         log.warning(
@@ -147,10 +147,6 @@ def _solve_by_products(matrix: Tensor, solver: str, capturing: bool) -> Factors:
         for target, again in zip((u, s, vh), lapack_svd(matrix[indices]), strict=True):
             target[indices] = again
     return u, s, vh
-
-
-def _narrow(refined: Refined, scale: Tensor) -> Factors:
-    return refined.u.float(), (refined.s * scale.unsqueeze(-1)).float(), refined.v.mT.float()
 
 
 def _check_finite(matrix: Tensor) -> None:
