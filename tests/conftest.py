@@ -26,6 +26,7 @@ from support.published_files import write_pth
 WORKERS = 4
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process for each core, up to `WORKERS`; one for tests on the GPU, which share it."""
     on_gpu = "gpu" in config.option.markexpr.replace("not gpu", "")
@@ -148,10 +149,12 @@ def small_network(small_state: dict[str, Tensor]) -> NPNet:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(small_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_checkpoint(small_state: dict[str, Tensor], common: Path) -> Path:
     """The small network's weights in the project's own form."""
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    checkpoint.write(path, small_state, SMALL)
+    path = common / "small.safetensors"
+    with FileLock(common / "small.lock"):
+        if not path.exists():
+            checkpoint.write(path, small_state, SMALL)
     return path
 
 

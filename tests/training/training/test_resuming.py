@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from npnet_runtime.errors import CheckpointError
 from npnet_training.errors import TrainError
 from npnet_training.training.loop import train
+from npnet_training.training.progress import Progress, RunLog
 from support.training import SMALL, settings_for
 
 
@@ -131,3 +132,18 @@ def test_only_the_same_run_is_resumed(data: Path, tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(TrainError, match="damaged training state"):
         train(settings_for(data, tmp_path / "run", resume=True))
+
+
+def test_events_of_a_resumed_run_are_read_after_those_of_the_killed_one(tmp_path: Path) -> None:
+    """Also where it is resumed within the second: TensorBoard would else forget the steps that came later."""
+    for first in (0, 8):
+        log = RunLog(tmp_path, Progress(step=first), lambda entry: None)
+        for step in range(first + 1, first + 11):
+            log.write({"step": step, "loss": 1.0})
+        log.close()
+    assert_events_of(tmp_path / "tensorboard", "train/loss", list(range(1, 19)))
+
+
+def assert_events_of(folder: Path, name: str, steps: list[int]) -> None:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars(name)] == steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class RunLog:
         self._path, self._report = folder / LOG, report
         with atomic_file(self._path) as temporary:
             temporary.write_text("".join(map(_line, progress.history)), encoding="utf-8")
+        _wait_for_a_new_second(folder / TENSORBOARD)
         self._events = SummaryWriter(str(folder / TENSORBOARD), purge_step=progress.step + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -72,6 +74,13 @@ class RunLog:
     def close(self) -> None:
         """Close the files."""
         self._events.close()
+
+
+def _wait_for_a_new_second(folder: Path) -> None:
+    """TensorBoard reads event files by the second in their names, and of one second in any order."""
+    taken = {path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")}
+    while str(int(time.time())) in taken:
+        time.sleep(0.02)
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -1,0 +1,117 @@
+"""Every graph of a call is captured cleanly, and is no larger than it may be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from nodes import LIMITS, build, count
+from npnet_runtime import EngineBundle, GoldenNoise
+from npnet_runtime.errors import BackendError
+
+CALL = """
+import sys, torch, standin
+from npnet_kernels.linalg import svd
+from npnet_runtime import GoldenNoise
+svd._check_finite = lambda matrix: None
+device = sys.argv[2]
+golden = GoldenNoise(sys.argv[1], device=device, cuda_graphs=True)
+config = golden.bundle.manifest.config
+noise, prompts = (torch.zeros(1, *shape, device=device) for shape in (config.latent_shape, config.text_shape))
+for given in (golden.prepare(noise), noise):
+    assert golden(given, prompts).device == torch.device(device)
+assert "graphs: on" in golden.report()
+sys.exit(bool(standin.violations()))
+"""
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EngineBundle]:
+    folder = tmp_path_factory.mktemp("engines")
+    return {
+        precision: build(folder / precision, "torch", precision) for precision in ("fp32", "fp16", "bf16")
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_nodes(precision: str, bundles: dict[str, EngineBundle]) -> None:
+    for batch in (1, 3):
+        for row in count(bundles[precision], batch):
+            assert row["nodes"] <= LIMITS[row["graph"]], row
+            assert row.get("host_waits", 1) <= 1, row
+
+
+@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "10.0", "12.0"])
+def test_compute_capabilities(capability: str, bundles: dict[str, EngineBundle]) -> None:
+    _in_a_process(bundles["fp16"].path, "cuda:0", STANDIN_CAPABILITY=capability)
+
+
+def test_the_second_of_two_devices(bundles: dict[str, EngineBundle]) -> None:
+    _in_a_process(bundles["fp16"].path, "cuda:1", STANDIN_DEVICES="2")
+
+
+def _in_a_process(bundle: Path, device: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, str(bundle), device],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def inputs(golden: GoldenNoise, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    config = golden.bundle.manifest.config
+    shapes = (config.latent_shape, config.text_shape)
+    noise, prompts = (torch.zeros(batch, *shape, device="cuda") for shape in shapes)
+    return noise, prompts
+
+
+def test_the_callers_stream_and_autocast(bundles: dict[str, EngineBundle]) -> None:
+    golden = GoldenNoise(bundles["fp16"], device="cuda", cuda_graphs=True)
+    with torch.cuda.stream(torch.cuda.Stream()), torch.autocast("cuda", torch.bfloat16):
+        noise, prompts = inputs(golden)
+        assert golden(golden.prepare(noise), prompts).dtype == noise.dtype
+        assert golden(noise, prompts).dtype == noise.dtype
+
+
+def test_other_threads_work_on_during_a_capture(bundles: dict[str, EngineBundle]) -> None:
+    golden = GoldenNoise(bundles["fp16"], device="cuda", cuda_graphs=True)
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        stream = torch.cuda.Stream()
+        try:
+            while not stop.is_set():
+                with torch.cuda.stream(stream):
+                    torch.zeros(8, device="cuda").add_(1).sum().item()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        golden(*inputs(golden))
+    finally:
+        stop.set()
+        thread.join()
+    assert errors == []
+
+
+def test_float32_engines_refuse_tf32(bundles: dict[str, EngineBundle]) -> None:
+    golden = GoldenNoise(bundles["fp32"], device="cuda", cuda_graphs=False)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(BackendError, match="TF32"):
+            golden(*inputs(golden))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    golden(*inputs(golden))
