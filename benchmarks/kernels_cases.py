@@ -1,8 +1,10 @@
 """What `kernels.py` measures: inputs, rivals, exact result and work, per operator and batch."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from npnet_kernels import SVD, canonical_signs, combine, latent_to_matrix, reconstruct, svd, text_affine
 from npnet_kernels.affine.reference import text_affine_reference
 from npnet_kernels.linalg.choice import Solver
+from npnet_kernels.linalg.driver import VARIABLE
 from npnet_kernels.linalg.jacobi_launch import jacobi_vectors
 from npnet_kernels.linalg.refinement import finish, refine
 from npnet_kernels.linalg.scaling import normalise
@@ -79,12 +82,19 @@ def svd_case(batch: int, sizes: Sizes, device: torch.device, _: torch.dtype) -> 
         u, vh = canonical_signs(u, vh)
         return correction(SVD(u, s, vh))
 
+    def in_phases() -> Tensor:
+        """Jacobi by one launch a phase, beside the two cooperative launches of `ours`."""
+        with patch.dict(os.environ, {VARIABLE: "phases"}):
+            return correction(svd(matrix, solver="jacobi"))
+
     rivals = {"pytorch": with_solver("torch"), "gram": with_solver("gram"), "lapack": with_solver("lapack")}
+    if device.type == "cuda":
+        rivals["phases"] = in_phases
     products = 5 * 22 + 20  # of the Jacobi iterations and of the tail
     return Case(
         "svd", batch, with_solver("jacobi") if device.type == "cuda" else interpreted, rivals,
         lambda: (exact.U * f.cpu().double().unsqueeze(1)) @ exact.Vh, 1e-4, 4 * batch * (3 * n * n + n),
-        2 * n**3 * batch * products, frozenset({"ours"}),
+        2 * n**3 * batch * products, frozenset({"ours", "phases"}),
     )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ def _on_a_gpu(out: Path) -> tuple[Piece, ...]:
     return (
         _tests("test-kernels", "Do the compiled kernels and solvers compute what their references do?",
                "tests/kernels/test_cuda.py"),
+        _triton("jacobi"),  # a kernel whose programs wait for one another: it has to end
         _tests("test-torch", "Is golden noise of the torch engine right, in three precisions?",
                "tests/runtime/test_gpu.py", "-k", "not aoti- and not onnxruntime- and not tensorrt-"),
         _latency(out, "torch", "fp16", "How fast is golden noise, in half precision?", 1, 4),
@@ -93,9 +94,9 @@ def _on_a_gpu(out: Path) -> tuple[Piece, ...]:
         _tests("test-tensorrt", "Is golden noise of TensorRT right?",
                "tests/runtime/test_gpu.py", "-k", "tensorrt-"),
         *(
-            _tests(f"test-triton-{path.stem.removeprefix('test_')}",
-                   "Does a kernel pass on the device what it passes in the interpreter?", _named(path))
+            _triton(path.stem.removeprefix("test_"))
             for path in sorted((ROOT / "tests/kernels/on_triton").glob("test_*.py"))
+            if path.stem != "test_jacobi"
         ),
         _tests("test-other-graphs", "Do graphs of the other engines work?",
                "tests/runtime/hot_path", "-k", "aoti or tensorrt"),
@@ -128,6 +129,11 @@ def _on_a_cpu(out: Path) -> tuple[Piece, ...]:
 
 def _tests(name: str, question: str, *arguments: str, needs: tuple[str, ...] = ()) -> Piece:
     return Piece(name, question, (*PYTEST, "-m", "gpu", *arguments), ("pytest", *needs))
+
+
+def _triton(name: str) -> Piece:
+    question = "Does a kernel pass on the device what it passes in the interpreter?"
+    return _tests(f"test-triton-{name}", question, f"tests/kernels/on_triton/test_{name}.py")
 
 
 def _latency(out: Path, engine: str, precision: str, question: str, *batches: int, tag: str = "") -> Piece:
