@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npnet_runtime import EngineBundle, GoldenNoise, NPNetConfig
 from npnet_runtime.errors import InputError
-from npnet_runtime.inputs.resolution import to_native_size, to_network_size
+from npnet_runtime.inputs.resolution import FILL_SEED, _averages, _fill, to_native_size, to_network_size
 from support.networks import SMALL, noise_and_prompts
 
 FULL = NPNetConfig()
@@ -150,3 +150,20 @@ class TestGolden:
 def test_landscape_networks() -> None:
     config = replace(FULL, latent_height=96, latent_width=160)
     assert_white(to_network_size(white(128, 128), config))
+
+
+@pytest.mark.parametrize(("cells", "places"), [(2, 3), (5, 13), (16, 19), (7, 14)])
+def test_averages_cut_places_where_the_cells_end(cells: int, places: int) -> None:
+    """A place that two cells share counts for both, so that both ends are treated alike."""
+    q = _averages(cells, places)
+    torch.testing.assert_close(q @ q.mT, torch.eye(cells))
+    torch.testing.assert_close(q, q.flip(0, 1))
+    assert (q.argmax(0).diff() >= 0).all()  # cells follow one another
+
+
+def test_the_fill_is_the_same_for_ever_and_another_for_each_axis() -> None:
+    noise = torch.zeros(1, *SMALL.latent_shape)
+    for axis in (2, 3):
+        generator = torch.Generator().manual_seed(FILL_SEED + axis)
+        assert torch.equal(_fill(SMALL, axis, noise), torch.randn(noise.shape, generator=generator))
+    assert not torch.equal(_fill(SMALL, 2, noise), _fill(SMALL, 3, noise))
