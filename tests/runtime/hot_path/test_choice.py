@@ -22,6 +22,7 @@ from support.networks import SHAPES, SMALL, SMALL_ATTENTION
         (None, "cuda", (None, "svd: no"), False, "off: svd: no"),
         (False, "cuda", ("it waits", None), False, "asked for"),
         (None, "cpu", (None, None), False, "off: the engine runs on the cpu"),
+        (None, "xpu", (None, None), False, "off: the engine runs on the xpu"),
     ],
 )
 def test_choice(asked, device: str, obstacles: tuple, captured: bool, said: str) -> None:
