@@ -193,6 +193,8 @@ def test_grid_layout(channels: int, gaussian: Draw) -> None:
         ({"u": torch.zeros(2, 32, 23)}, r"u: expected shape \(2, 32, 24\)"),
         ({"vh": torch.zeros(2, 24, 24, dtype=torch.float16)}, "vh: expected torch.float32"),
         ({"f": torch.zeros(1, 24)}, r"f: expected shape \(2, 24\)"),
+        ({"f": torch.zeros(3, 24)}, r"f: expected shape \(2, 24\)"),
+        ({"f": torch.zeros(2, 25)}, r"f: expected shape \(2, 24\)"),
         ({"scale_shift": torch.zeros(2, 4)}, "scale_shift"),
         ({"residual": torch.zeros(2, 4, 17, 12)}, "between 1 and 16 rows"),
         ({"residual": torch.zeros(2, 4, 7, 12, device="meta")}, "residual: expected on cpu"),

@@ -382,6 +382,10 @@ def test_captured_factors_are_nan_where_not_certified(
         (Situation(30, 20, cuda=True, eigh_batched=False), "torch"),
         (Situation(30, 20, cuda=True), "torch"),
         (Situation(8, 8, cuda=True), "torch"),
+        (Situation(15, 15, cuda=True, has_triton=True), "torch"),
+        (Situation(16, 16, cuda=True, has_triton=True), "gram"),
+        (Situation(512, 512, cuda=True, has_triton=True), "gram"),
+        (Situation(513, 513, cuda=True, has_triton=True), "torch"),
     ],
 )
 def test_choice(situation: Situation, expected: str) -> None:
