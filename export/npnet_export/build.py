@@ -14,12 +14,14 @@ from npnet_export.engines import ENGINES, check_engine, float32_parts, in_precis
 from npnet_export.errors import ExportError, ParityError
 from npnet_export.parity import compare
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
+from npnet_export.spectral_fit import fit
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import SIGN_RULE
 from npnet_runtime import __version__
 from npnet_runtime.backends.machine import installed_version
 from npnet_runtime.bundles.bundle import EngineBundle, check_target, write_bundle
 from npnet_runtime.bundles.manifest import Manifest, ParityRow
+from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.devices import device_errors, resolve_device
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.registry import Network, network_for
@@ -44,6 +46,8 @@ class ExportSettings:
         force: replace a bundle that is there.
         options: those that only some engines take.
         verify: compare it with float32 PyTorch before it is kept; without, the manifest says it was not.
+        spectral: the SVD itself (`exact`), a polynomial for it, or that where it passes (`auto`).
+        spectral_tolerance: of the polynomial; None for that of the precision.
     """
 
     weights: WeightsRequest
@@ -57,6 +61,8 @@ class ExportSettings:
     force: bool = False
     options: BuilderOptions = field(default_factory=BuilderOptions)
     verify: bool = True
+    spectral: str = "exact"
+    spectral_tolerance: float | None = None
 
     def estimated_bytes(self) -> int:
         """Size of the bundle to expect, from the number of weights; 0 before their shapes are known."""
@@ -111,6 +117,7 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
     kind = ENGINES[settings.engine]
     stage(f"loading weights: {settings.weights.description}")
     network, weights = settings.weights.load()
+    spectral = _spectral(settings, network, stage)
     with write_bundle(settings.output, force=settings.force) as (folder, seal):
         stage(f"building the {settings.engine} engine in {settings.precision}")
         device = resolve_device(settings.device)
@@ -124,6 +131,8 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
             stage,
         )
         manifest = _manifest(settings, network, weights, kind.write(request))
+        if spectral is not None:
+            manifest = replace(manifest, spectral=spectral, signs=None)
         if settings.verify:
             stage(f"comparing with float32 PyTorch on {device}")
             parity = compare(seal(manifest), network, device)
@@ -161,6 +170,29 @@ def _manifest(
         parity=(),
         unverified=None,
     )
+
+
+def _spectral(
+    settings: ExportSettings, network: Network, stage: Callable[[str], None]
+) -> SpectralPolynomial | None:
+    if settings.spectral == "exact":
+        return None
+    if not isinstance(network, NPNet):
+        reason = f"not applicable: a network of kind {network.config.kind} has no singular values"
+        if settings.spectral == "polynomial":
+            raise ExportError(f"--spectral polynomial: {reason}; use --spectral exact")
+        stage(f"--spectral auto: {reason}")
+        return None
+    stage("fitting a polynomial to the spectral correction")
+    try:
+        found = fit(network, settings.precision, settings.spectral_tolerance)
+    except ExportError as error:
+        if settings.spectral == "polynomial":
+            raise
+        stage(f"--spectral auto: the SVD is kept: {error}")
+        return None
+    stage(f"spectral half: {found}; signs of singular vectors are not needed")
+    return found
 
 
 def _mixing(settings: ExportSettings, network: Network) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
 from npnet_export.cli_options import export_parser, inspect_parser, repro_parser, verify_parser
 from npnet_export.engines import ENGINES
+from npnet_export.errors import ExportError
 from npnet_export.fixture import Fixture, FixtureResult, verify_fixture
 from npnet_export.inspection import inspect
 from npnet_export.layers import debug_layers
@@ -104,6 +105,11 @@ def _verify(arguments: list[str]) -> int:
     options = verify_parser().parse_args(arguments)
     bundle = EngineBundle.open(options.bundle)
     device = resolve_device(options.device)
+    if options.fixture and bundle.manifest.spectral is not None:
+        raise ExportError(
+            f"--fixture: {options.bundle} has a polynomial in place of the factors that a fixture gives; "
+            f"export the weights with --spectral exact to compare them"
+        )
     fixture = Fixture.read(options.fixture, bundle.manifest.config) if options.fixture else None
     stages = Stages(quiet=options.quiet)
     stages("loading the weights the bundle was made from")
@@ -164,6 +170,8 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
             version_compatible=options.version_compatible,
         ),
         verify=not options.no_verify,
+        spectral=options.spectral,
+        spectral_tolerance=options.spectral_tolerance,
     )
 
 
@@ -171,7 +179,8 @@ def _plan(settings: ExportSettings) -> str:
     return (
         f"would load {settings.weights.description}\n"
         f"would build a {settings.engine} engine in {settings.precision} for batches up to "
-        f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}\n"
+        f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}, "
+        f"spectral half {settings.spectral}\n"
         f"would {'' if settings.verify else 'NOT '}compare it with float32 PyTorch\n"
         f"would write {_size(settings)} to {settings.output}"
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from npnet_export.build import SIGN_RULES
 from npnet_export.engines import ENGINES
+from npnet_export.spectral_fit import SPECTRAL
+from npnet_export.spectral_fit import TOLERANCES as POLYNOMIAL_TOLERANCES
 from npnet_export.verification import FIRST_SEED
 from npnet_export.weights import all_models
 from npnet_runtime import __version__
@@ -57,6 +60,20 @@ def export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--signs", choices=SIGN_RULES, default="canonical", help="of singular vectors; default: %(default)s"
+    )
+    parser.add_argument(
+        "--spectral",
+        choices=SPECTRAL,
+        default="exact",
+        help="the spectral half by the SVD (exact), by a polynomial, which is refused if the weights do not "
+        "allow it, or by a polynomial where they do (auto); default: %(default)s",
+    )
+    parser.add_argument(
+        "--spectral-tolerance",
+        metavar="X",
+        type=_tolerance,
+        help="largest error of the polynomial, of the noise's rms; default: "
+        + ", ".join(f"{value:g} in {name}" for name, value in POLYNOMIAL_TOLERANCES.items()),
     )
     parser.add_argument("--max-batch", metavar="N", type=_positive, default=8, help="default: %(default)s")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: engines/<model>")
@@ -169,6 +186,16 @@ def _add_weights(parser: argparse.ArgumentParser, default: str) -> None:
     source.add_argument(
         "--random-weights", metavar="SEED", type=_seed, help="make weights from a seed instead"
     )
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, given {text}")
+    return value
 
 
 def _seed(text: str) -> int:

@@ -59,10 +59,11 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
 
 
 def _mixing(manifest: Manifest) -> dict[str, str]:
-    if manifest.signs is None:
+    if manifest.text_weight is None:
         return {}
     weights = f"text {manifest.text_weight:.6g}, residual {manifest.residual_weight:.6g}"
-    return {"signs": manifest.signs, "mixing": weights}
+    spectral = "SVD" if manifest.spectral is None else str(manifest.spectral)
+    return {"signs": manifest.signs or "not needed", "spectral": spectral, "mixing": weights}
 
 
 def _runs_on(manifest: Manifest) -> str:

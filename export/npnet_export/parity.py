@@ -8,11 +8,14 @@ from torch import Tensor
 from npnet_export.errors import ParityError
 from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_kernels.linalg.choice import Solver
+from npnet_kernels.reconstruction.reference import combine_reference
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import ParityRow
+from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
-from npnet_runtime.hot_path.passes import SIGNS
+from npnet_runtime.hot_path.passes import SIGNS, polynomial_half
+from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import Network
 
@@ -58,12 +61,14 @@ def compare(
         given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
     except InputError as error:  # the inputs are sound: the engine is not
         raise ParityError(f"the engine was not kept; try another --precision: {error}") from error
-    expected = reference(network, noise, prompt_embeds, "lapack", manifest.signs)
+    expected = reference(network, noise, prompt_embeds, "lapack", manifest.signs, manifest.spectral)
     statistic, tolerance = TOLERANCES[manifest.precision]
     inputs = f"{samples} noises, seeds 0-{samples - 1}"
     rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, expected), tolerance)]
     if not isinstance(network.config, NPNetConfig):
         return tuple(rows)
+    if manifest.spectral is not None:
+        return (*rows, polynomial_row(manifest.spectral))
     # How much of golden noise is the choice of signs, and of the SVD routine: told, not judged.
     other = "as-is" if manifest.signs == SIGN_RULE else SIGN_RULE
     height, width = network.config.matrix_shape
@@ -78,6 +83,14 @@ def compare(
     return tuple(rows)
 
 
+def polynomial_row(spectral: SpectralPolynomial) -> ParityRow:
+    """What the polynomial costs against the SVD; the row of golden noise has it on both sides."""
+    first, last = spectral.test_seeds
+    inputs = f"{last - first + 1} noises, seeds {first}-{last}"
+    quantity = f"spectral half, polynomial of degree {spectral.degree} for the SVD, worst noise"
+    return ParityRow(inputs, quantity, "rms", spectral.worst, spectral.tolerance)
+
+
 def fresh_inputs(network: Network, samples: int, first_seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noise and prompt embeddings from one seed after another, without touching the global generator."""
     pairs = []
@@ -90,10 +103,19 @@ def fresh_inputs(network: Network, samples: int, first_seed: int = 0) -> tuple[T
 
 
 def reference(
-    network: Network, noise: Tensor, prompt_embeds: Tensor, solver: Solver, signs: str | None
+    network: Network,
+    noise: Tensor,
+    prompt_embeds: Tensor,
+    solver: Solver,
+    signs: str | None,
+    spectral: SpectralPolynomial | None = None,
 ) -> Tensor:
-    """Golden noise of the float32 network; of an NPNet by one solver and one rule for the signs."""
+    """Golden noise of the float32 network; of an NPNet by solver and signs, or by a polynomial."""
     with torch.inference_mode():
+        if spectral is not None and isinstance(network, NPNet):
+            half = polynomial_half(noise, spectral)
+            scale_shift, residual = network.prompt_half(noise, prompt_embeds)
+            return combine_reference(half, noise, scale_shift, residual, network.text_weight, network.beta)
         if signs is None:
             return network(noise, prompt_embeds)
         return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))

@@ -136,7 +136,7 @@ def _texts(bundle: EngineBundle, names: list[str]) -> dict[str, str]:
         "relative": f"{threshold:g}",
         "model": manifest.model,
         "engine": manifest.engine,
-        "signs": str(manifest.signs),
+        "signs": manifest.signs or "not needed",
         "requires": requires or "nothing in particular",
     }
     return {

@@ -113,7 +113,8 @@ def verify(
     found = []
     for seed in range(first_seed, first_seed + samples):
         noise, prompt_embeds = fresh_inputs(network, 1, seed)
-        expected = reference(network, noise, prompt_embeds, "lapack", bundle.manifest.signs)
+        manifest = bundle.manifest
+        expected = reference(network, noise, prompt_embeds, "lapack", manifest.signs, manifest.spectral)
         found.append(_compare(seed, golden_or_nan(golden, noise, prompt_embeds), expected))
     return Verification(tuple(found), *TOLERANCES[bundle.manifest.precision])
 

@@ -88,6 +88,8 @@ class EngineBundle:
             "--precision": manifest.precision,
             "--signs": "as-is" if manifest.signs == "as-is" else None,
             "--max-batch": manifest.max_batch,
+            "--spectral": "polynomial" if manifest.spectral else None,
+            "--spectral-tolerance": manifest.spectral.tolerance if manifest.spectral else None,
             **manifest.build_options,
             "--output": self.path,
         }

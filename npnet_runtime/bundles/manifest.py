@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import BundleError, ConfigError
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import NetworkConfig, config_from_dict
 
 FILENAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "npnet-engine-bundle", 1
+POLYNOMIAL_VERSION = 2  # only of bundles with a polynomial: a runtime that knows none must refuse those
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -62,7 +64,7 @@ class Manifest:
         float32_parts: what is computed in float32 whatever the precision.
         max_batch: largest batch of one run; more is run in chunks.
         signs: the rule for the signs of singular vectors (`npnet_kernels.svd`); like the next two of an
-            NPNet, and None of another kind of network.
+            NPNet, and None of another kind of network; the signs are None with a polynomial as well.
         text_weight: 2 sigmoid(alpha) - 1.
         residual_weight: beta.
         requires: package -> version condition (`>=1.2`, `==1.2.3` or `~=1.2`) on the machine that loads it.
@@ -76,6 +78,7 @@ class Manifest:
         built_with: versions, operating system and GPU of the machine that wrote it.
         parity: comparison with the float32 PyTorch network; empty if it was not run.
         unverified: why it was not run, or None.
+        spectral: what runs in place of the SVD, or None; not written if None.
     """
 
     package_version: str
@@ -98,15 +101,18 @@ class Manifest:
     built_with: dict[str, Any]
     parity: tuple[ParityRow, ...]
     unverified: str | None
+    spectral: SpectralPolynomial | None = None
 
     def to_json(self) -> str:
         """Text of `manifest.json`; the same manifest gives the same text."""
         values = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": POLYNOMIAL_VERSION if self.spectral else FORMAT_VERSION,
             **asdict(self),
             "config": self.config.to_dict(),
         }
+        if self.spectral is None:
+            del values["spectral"]
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -130,15 +136,17 @@ class Manifest:
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise BundleError(f"{file}: expected the format {FORMAT!r}, given something else")
         version = values.pop("format_version", None)
-        if type(version) is not int or version != FORMAT_VERSION:
+        wanted = POLYNOMIAL_VERSION if values.get("spectral") is not None else FORMAT_VERSION
+        if type(version) is not int or version != wanted:
             raise BundleError(
-                f"{file}: expected format version {FORMAT_VERSION}, given {version}; update with "
+                f"{file}: expected format version {wanted}, given {version}; update with "
                 f"pip install -U npnet-runtime, or write the bundle again with npnet-export --force"
             )
         return cls._from_values(file, values)
 
     @classmethod
     def _from_values(cls, file: Path, values: dict[str, Any]) -> Self:
+        values = {"spectral": None, **values}
         expected = {item.name for item in fields(cls)}
         if set(values) != expected:
             missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
@@ -152,6 +160,9 @@ class Manifest:
                     "compute_capabilities": tuple(values["compute_capabilities"]),
                     "files": {name: BundleFile(**entry) for name, entry in values["files"].items()},
                     "parity": tuple(ParityRow(**row) for row in values["parity"]),
+                    "spectral": SpectralPolynomial.from_dict(values["spectral"])
+                    if values["spectral"] is not None
+                    else None,
                 }
             )
         except (TypeError, AttributeError, ConfigError) as error:
@@ -166,8 +177,11 @@ class Manifest:
     def _mixing_problems(self) -> dict[str, tuple[str, bool]]:
         numbers = {"text_weight": self.text_weight, "residual_weight": self.residual_weight}
         if not isinstance(self.config, NPNetConfig):
-            return {n: ("null", v is not None) for n, v in {**numbers, "signs": self.signs}.items()}
+            absent = {**numbers, "signs": self.signs, "spectral": self.spectral}
+            return {n: ("null", v is not None) for n, v in absent.items()}
         found = {n: ("a finite number", v is None or not math.isfinite(v)) for n, v in numbers.items()}
+        if self.spectral is not None:
+            return {**found, "signs": ("null beside a polynomial", self.signs is not None)}
         return {**found, "signs": ("a rule", self.signs is None)}
 
     def _check_values(self, file: Path) -> None:

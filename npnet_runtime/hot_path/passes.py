@@ -15,14 +15,17 @@ from npnet_kernels import (
     choose_solver,
     combine,
     latent_to_matrix,
+    matrix_to_latent,
     spectral_correction,
     svd,
 )
 from npnet_kernels.backends import Backend as Kernels
 from npnet_kernels.backends import has_triton
 from npnet_kernels.linalg.choice import Situation, Solver, choose
+from npnet_kernels.linalg.matrix_polynomial import odd_polynomial
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.bundles.manifest import Manifest
+from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import InputError
 from npnet_runtime.networks.graphs import NETWORK, PROMPT_HALF, SPECTRAL_HEAD
 from npnet_runtime.networks.npnet_config import NPNetConfig
@@ -59,8 +62,11 @@ class NPNetPass:
         """The spectral half.
 
         Raises:
-            InputError: the decomposition did not converge.
+            InputError: the decomposition did not converge, or the noise is not such as the polynomial was
+                fitted to. On a GPU the result is NaN then: nothing waits for it.
         """
+        if self._manifest.spectral is not None:
+            return polynomial_half(noise, self._manifest.spectral)
         try:
             factors = svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[str(self._manifest.signs)])
         except KernelError as error:
@@ -83,6 +89,8 @@ class NPNetPass:
 
     def describe(self, device: torch.device) -> list[str]:
         """Which SVD runs, and why."""
+        if self._manifest.spectral is not None:
+            return [f"spectral half: {self._manifest.spectral}"]
         config = self._manifest.config
         matrix = config.matrix_shape if isinstance(config, NPNetConfig) else ()
         return [str(choose_solver(torch.empty(1, *matrix, device=device)))]
@@ -118,9 +126,33 @@ def make_pass(backend: Backend, manifest: Manifest, kernels: Kernels) -> Pass:
     return PromptAttentionPass(backend, manifest)
 
 
-def capture_obstacle(config: NetworkConfig) -> str | None:
+def polynomial_half(noise: Tensor, spectral: SpectralPolynomial) -> Tensor:
+    """The spectral half (B, C, H, W) by a polynomial.
+
+    Raises:
+        InputError: on a CPU, the norms of the noise are not those of white noise of unit variance. On a GPU
+            the result is NaN then, as no host can look at it within a graph.
+    """
+    correction, norms = odd_polynomial(latent_to_matrix(noise), spectral.coefficients, spectral.bound)
+    low, high = zip(spectral.frobenius, spectral.schatten8, strict=True)
+    # filled, not copied from the host: a graph captures it
+    fits = (norms[:, 0] >= low[0]) & (norms[:, 0] <= high[0])
+    fits &= (norms[:, 1] >= low[1]) & (norms[:, 1] <= high[1])
+    if not noise.is_cuda and not fits.all():
+        row = int((~fits).nonzero()[0])
+        raise InputError(
+            f"noise: expected white noise of unit variance, as the bundle's polynomial was fitted to it "
+            f"(norms {low[0]:.4g}-{high[0]:.4g} and {low[1]:.4g}-{high[1]:.4g}); given "
+            f"{norms[row, 0]:.4g} and {norms[row, 1]:.4g} in row {row}; for other noise export the engine "
+            f"with --spectral exact"
+        )
+    half = noise + matrix_to_latent(correction, noise.shape[1])
+    return half.masked_fill(~fits[:, None, None, None], torch.nan)
+
+
+def capture_obstacle(config: NetworkConfig, spectral: SpectralPolynomial | None = None) -> str | None:
     """Why a CUDA graph cannot hold what a pass does beside the engine's graphs; None if it can."""
-    if not isinstance(config, NPNetConfig):
+    if not isinstance(config, NPNetConfig) or spectral is not None:
         return None
     rows, columns = config.matrix_shape
     try:

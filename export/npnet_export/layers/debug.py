@@ -10,7 +10,7 @@ from torch import Tensor
 from npnet_export.layers.modules import LayersOf, aoti_layers, torch_layers
 from npnet_export.layers.report import THRESHOLDS, LayerReport
 from npnet_export.parity import fresh_inputs
-from npnet_kernels import latent_to_matrix, svd
+from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.hot_path.passes import SIGNS
 from npnet_runtime.networks.graphs import SPECTRAL_HEAD, graphs
@@ -83,5 +83,7 @@ def graph_inputs(bundle: EngineBundle, network: Network, seed: int) -> dict[str,
     noise, prompt_embeds = fresh_inputs(network, 1, seed)
     inputs: dict[str, tuple[Tensor, ...]] = dict.fromkeys(graphs(network.config), (noise, prompt_embeds))
     if SPECTRAL_HEAD in inputs:
-        inputs[SPECTRAL_HEAD] = tuple(svd(latent_to_matrix(noise), signs=SIGNS[str(bundle.manifest.signs)]))
+        # A bundle with a polynomial has no rule for the signs; its head is built all the same.
+        signs = SIGNS[bundle.manifest.signs or SIGN_RULE]
+        inputs[SPECTRAL_HEAD] = tuple(svd(latent_to_matrix(noise), signs=signs))
     return inputs
