@@ -108,12 +108,9 @@ class GoldenNoise:
             raise BackendError(f"kernels: {error}") from error
         loaded, self._candidates = load_backend(self.bundle, self.device, backend, kernels)
         self._pass = make_pass(loaded, manifest, kernels)
-        obstacles = (loaded.capture_obstacle, capture_obstacle(manifest.config, manifest.spectral))
-        self._graphs = choose_graphs(
-            cuda_graphs,
-            self.device.type,
-            (loaded.capture_obstacle, capture_obstacle(config, manifest.spectral)),
-        )
+        config = manifest.config
+        obstacles = (loaded.capture_obstacle, capture_obstacle(config, manifest.spectral))
+        self._graphs = choose_graphs(cuda_graphs, self.device.type, obstacles)
         self._path: HotPath
         if self.device.type == "cpu":
             self._path = HostPath(self._pass)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from npnet_kernels.precision import products_in_tf32
 from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError
 from npnet_runtime.networks.npnet_config import NPNetConfig
@@ -41,7 +42,7 @@ class Float32Products:
         if not self._needed:
             yield
             return
-        if matrix_products_in_tf32():
+        if products_in_tf32():
             raise BackendError(
                 "this fp32 engine was checked with float32 products, and PyTorch is set to round those of "
                 "matrices to TF32: call torch.set_float32_matmul_precision('highest'), or build the engine "
@@ -61,11 +62,3 @@ class Float32Products:
             ),
         ):
             yield
-
-
-def matrix_products_in_tf32() -> bool:
-    """Whether products of float32 matrices on CUDA are rounded to TF32."""
-    matmul = torch.backends.cuda.matmul
-    # The newer setting, since torch 2.9: with it, reading the older one can fail.
-    precision = getattr(matmul, "fp32_precision", None)
-    return bool(matmul.allow_tf32 if precision is None else precision == "tf32")

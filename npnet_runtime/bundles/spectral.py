@@ -49,7 +49,8 @@ class SpectralPolynomial:
         Raises:
             TypeError: a field is missing, unknown or no number, or the numbers make no polynomial.
         """
-        found = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        found = cls(**given)
         pairs = (found.frobenius, found.schatten8, found.fit_seeds, found.test_seeds)
         numbers = [found.bound, found.rms, found.worst, found.floor, found.tolerance, *found.coefficients]
         numbers += [number for pair in pairs for number in pair]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from numpy.polynomial import chebyshev
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from npnet_kernels.backends import device_guard, full_precision
 from npnet_kernels.errors import KernelInputError
+from npnet_kernels.precision import products_in_tf32
 
 MAX_DEGREE = 8  # of p: powers of [-1, 1] lose about 2^(degree - 1) roundings against the Chebyshev basis
 
@@ -40,8 +40,12 @@ def odd_polynomial(matrix: Tensor, coefficients: Sequence[float], bound: float) 
             f"expected 1 to {MAX_DEGREE + 1} coefficients and a positive bound; "
             f"given {len(coefficients)} and {bound}"
         )
-    with device_guard(matrix), full_precision(matrix), _no_tf32(matrix):
-        return _evaluate(matrix, coefficients, bound)
+    with device_guard(matrix), full_precision(matrix):
+        if not (matrix.is_cuda and products_in_tf32()):
+            return _evaluate(matrix, coefficients, bound)
+        # TF32 would round the Gram matrix by 5e-4. The setting is the caller's; double precision ignores it.
+        result, norms = _evaluate(matrix.double(), coefficients, bound)
+        return result.float(), norms.float()
 
 
 def odd_polynomial_reference(matrix: Tensor, coefficients: Sequence[float], bound: float) -> Tensor:
@@ -60,7 +64,7 @@ def _evaluate(matrix: Tensor, coefficients: Sequence[float], bound: float) -> tu
     norms = torch.stack(
         [gram.diagonal(dim1=1, dim2=2).sum(1).sqrt(), square.square().sum((1, 2)) ** 0.125], 1
     )
-    eye = torch.eye(gram.shape[-1], device=matrix.device)
+    eye = torch.eye(gram.shape[-1], dtype=matrix.dtype, device=matrix.device)
     y = 2 * gram - eye
     # y^2 from the square of the Gram matrix, which the norms need anyway
     powers = [eye, y, 4 * square - 4 * gram + eye]
@@ -75,17 +79,3 @@ def _evaluate(matrix: Tensor, coefficients: Sequence[float], bound: float) -> tu
         result = part if result is None else result @ powers[block] + part
     assert result is not None  # there is a coefficient
     return (result @ matrix if wide else matrix @ result), norms * bound
-
-
-@contextmanager
-def _no_tf32(matrix: Tensor) -> Iterator[None]:
-    """Products in float32 whatever the caller allows: TF32 rounds the Gram matrix by 5e-4."""
-    if not matrix.is_cuda:
-        yield
-        return
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed

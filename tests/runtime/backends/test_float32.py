@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from npnet_runtime.backends.float32 import Float32Products, matrix_products_in_tf32
+from npnet_kernels.precision import products_in_tf32
+from npnet_runtime.backends.float32 import Float32Products
 from npnet_runtime.errors import BackendError
 from support.networks import SMALL, SMALL_ATTENTION
 
@@ -35,12 +36,12 @@ def _settings() -> Iterator[None]:
         lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
     ],
 )
-def test_matrix_products_in_tf32_are_refused(turn_on: Any) -> None:
-    assert not matrix_products_in_tf32()
+def test_products_in_tf32_are_refused(turn_on: Any) -> None:
+    assert not products_in_tf32()
     with products("fp32")():
         pass
     turn_on()
-    assert matrix_products_in_tf32()
+    assert products_in_tf32()
     with pytest.raises(BackendError, match=r"set_float32_matmul_precision\('highest'\)"), products("fp32")():
         pytest.fail("it ran")
     for unaffected in (products("fp16"), products("fp32", device=torch.device("cpu"))):
