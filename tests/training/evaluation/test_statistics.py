@@ -6,7 +6,7 @@ import torch
 
 from npnet_training.errors import EvaluateError
 from npnet_training.evaluation.features import mean_distance
-from npnet_training.evaluation.statistics import paired
+from npnet_training.evaluation.statistics import in_points, paired
 from npnet_training.noise_statistics import noise_statistics
 
 
@@ -67,3 +67,8 @@ def test_noise() -> None:
 
 def test_mean_distance() -> None:
     assert mean_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])) == pytest.approx(10 / 3)
+
+
+def test_shares_are_told_in_points() -> None:
+    found = {"difference": 0.245, "low": -0.0161, "high": 0.274}
+    assert in_points(found) == "+24.5 (-1.6 to +27.4)"

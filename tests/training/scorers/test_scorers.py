@@ -101,6 +101,8 @@ def test_clip_scores_are_those_of_the_library(tiny_clip: Path) -> None:
         ("a rises by 0.5", {"a": 1.4, "b": 0}, False),
         ("a rises by 0.5 and b holds", {"a": 1.6, "b": 1}, True),
         ("a reaches 2", {"a": 2.0, "b": 0}, True),
+        ("a reaches 2", {"a": 2.5, "b": 0}, True),
+        ("a reaches 2", {"a": 1.9, "b": 9}, False),
         ("all rise", {"a": 2, "b": 1}, False),
         ("all rise", {"a": 2, "b": 1.1}, True),
         ("keep all", {"a": 0, "b": 0}, True),
@@ -111,6 +113,14 @@ def test_rules(rule: str, after: dict[str, float], kept: bool) -> None:
     decided, reason = SelectionRule.parse(rule, ["a", "b"]).decide({"a": 1.0, "b": 1.0}, after)
     assert decided is kept
     assert reason
+
+
+def test_a_rule_for_all_is_told_of_each_scorer() -> None:
+    rule = SelectionRule.parse("all rise by 0.5", ["a", "b"])
+    assert rule.decide({"a": 1, "b": 1}, {"a": 2, "b": 2}) == (True, "a rise by 0.5 and b rise by 0.5")
+    assert rule.decide({"a": 1, "b": 1}, {"a": 2, "b": 1.2}) == (False, "not: b rise by 0.5 (1 -> 1.2)")
+    whole = "a rises and b holds"
+    assert SelectionRule.parse(whole, ["a", "b"]).decide({"a": 1, "b": 1}, {"a": 2, "b": 1}) == (True, whole)
 
 
 @pytest.mark.parametrize("rule", ["a", "a rises by much", "c rises", "", "a rises or b rises"])
