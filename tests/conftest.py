@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     """Share the cores between the processes: threads that wait for one another's core are slower than one."""
     config.pluginmanager.register(SkipMissingPackages())
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell, for what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     if count > 1:
         threads = max(1, _cores() // count)

@@ -1,4 +1,4 @@
-"""The commands and examples of the README, then of docs/engines.md, are run in order, as a new user would.
+"""The commands and examples of the README, then of those in `RUN`, are run in order, as a new user would.
 
 A block whose fence says `norun` needs a network or a GPU; its Python must compile all the same. The Python of
 other documents is run by `integrations/test_docs.py`, commands of training by
@@ -19,7 +19,7 @@ import pytest
 from npnet_training.shapes.assets import FOLDER
 
 ROOT = Path(__file__).parents[1]
-RUN = ("README.md", "docs/engines.md")
+RUN = ("README.md", "docs/engines.md", "docs/spectral.md")
 LONGEST_README = 140  # lines; what is longer is not read to the end
 DOCUMENTS = sorted(
     path

@@ -114,9 +114,10 @@ def test_full_size(model: str, full_size_checkpoints: dict[str, Path], tmp_path:
     assert len(spectral) >= 5
     assert len(prompt) >= 50
     assert not re.search(r"LayerType: \w*plugin", log, re.IGNORECASE)
-    group_norm = next(line for line in prompt if "node_group_norm" in line)
-    assert "Datatype: Float" in group_norm
-    assert "Datatype: Half" not in group_norm
+    # the group norm, by its means
+    norm = [line for line in prompt if "node_mean" in line and re.match(r"Name: \w*Mean_", line)]
+    assert norm
+    assert all("Datatype: Float" in line and "Datatype: Half" not in line for line in norm)
     for config in ("noise", "prompt_embeds"):
         assert re.search(rf"Name: {config}, Dimensions: \[-1,[^]]*\],[^}}]*Datatype: Float", log)
 
