@@ -11,13 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = {
-    "npnet_kernels": ROOT / "kernels",
-    "npnet_runtime": ROOT,
-    "npnet_export": ROOT / "export",
-    "npnet_training": ROOT / "training",
-}
+from support.packages import PACKAGES, ROOT
+
 CONTRACTS = {
     contract["id"]: contract["name"]
     for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]

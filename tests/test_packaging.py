@@ -12,17 +12,11 @@ import sys
 import tomllib
 import zipfile
 from email.parser import Parser
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = {
-    "npnet_kernels": ROOT / "kernels",
-    "npnet_runtime": ROOT,
-    "npnet_export": ROOT / "export",
-    "npnet_training": ROOT / "training",
-}
+from support.packages import PACKAGES, ROOT
+
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 EXISTING = [name for name, folder in PACKAGES.items() if (folder / name).is_dir()]
 
