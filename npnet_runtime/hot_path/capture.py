@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class Capture:
                     for _ in range(WARM_UP):
                         compute()
                 with (
+                    _no_collection(),
                     _own_workspaces(),
                     # "thread_local": other threads may go on to allocate and to synchronise
                     torch.cuda.graph(
@@ -62,6 +64,22 @@ class Capture:
                 f"GoldenNoise(..., cuda_graphs=False) does without"
             ) from error
         return Recording(graph.replay, output)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from what it may free: an engine in a cycle frees memory of CUDA's.
+
+    That is not allowed while anything is captured, and ends the capture, or the process.
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from nodes import LIMITS, build, count
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import BackendError
+from npnet_runtime.hot_path.capture import Capture
 
 CALL = """
 import sys, torch, standin
@@ -104,6 +106,32 @@ def test_other_threads_work_on_during_a_capture(bundles: dict[str, EngineBundle]
         stop.set()
         thread.join()
     assert errors == []
+
+
+def test_no_garbage_is_collected_during_a_capture() -> None:
+    """What lies in a cycle would be freed there: an engine's destructor calls `cudaFree`."""
+    seen: list[bool] = []
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.own = self
+
+        def __del__(self) -> None:
+            freed.append(torch.cuda.is_current_stream_capturing())
+
+    freed: list[bool] = []
+
+    def compute() -> torch.Tensor:
+        seen.append(gc.isenabled())
+        for _ in range(2000):  # more than the collector waits for
+            Cycle()
+        return torch.zeros(1, device="cuda") + 1
+
+    assert gc.isenabled()
+    Capture(torch.device("cuda", 0))(compute)
+    assert gc.isenabled()
+    assert seen == [True, True, False]  # twice to warm up, then captured
+    assert not any(freed)
 
 
 def test_float32_engines_refuse_tf32(bundles: dict[str, EngineBundle]) -> None:
