@@ -107,6 +107,18 @@ def compile_package(
     except Exception as error:  # the compiler's and Inductor's errors share no base class
         raise ExportError(
             f"AOTInductor could not compile {path.name}: {type(error).__name__}: {error}\n"
-            f"it needs a C++ compiler: apt install g++, or set CXX to one; and memory, of which a smaller "
-            f"--max-batch takes less"
+            f"it needs a C++ compiler: apt install g++, or set CXX to one; {_cuda_needs(device)}and memory, "
+            f"of which a smaller --max-batch takes less"
         ) from error
+
+
+def _cuda_needs(device: torch.device) -> str:
+    """What its code for a GPU is compiled against, beside the compiler; nothing for a CPU."""
+    if device.type != "cuda":
+        return ""
+    release = torch.version.cuda or "of torch"
+    return (
+        f"the headers of CUDA {release} (cuda.h): the toolkit, with CUDA_HOME set to it, or "
+        f"pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl of that release; the driver's "
+        f"libcuda.so where the linker looks (LIBRARY_PATH, for -lcuda); "
+    )

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from npnet_export import ExportError, ExportSettings, export
+from npnet_export.aoti import compile_package
 from npnet_export.parity import TOLERANCES
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
@@ -163,3 +164,20 @@ def test_interrupted_while_compiling(tmp_path: Path, small_checkpoint: Path) -> 
     assert "interrupted; nothing was written" in rest
     assert os.listdir(tmp_path / "out") == []
     assert not [name for name in os.listdir(tmp_path) if name.startswith("npnet-aoti")]
+
+
+@pytest.mark.parametrize(("device", "named"), [("cpu", False), ("cuda", True)])
+def test_a_failed_build_names_what_it_needs(
+    device: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the compiler is seldom what is missing: the toolkit's headers and the driver's library are."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("fatal error: cuda.h: No such file or directory")
+
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: torch.ones(*shape))
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fails)
+    with pytest.raises(ExportError, match="apt install g\\+\\+") as caught:
+        compile_package(torch.nn.Identity(), ((3,),), 2, torch.device(device), tmp_path / "x.pt2")
+    for said in ("CUDA_HOME", "nvidia-cuda-runtime", "-lcuda"):
+        assert (said in str(caught.value)) is named
