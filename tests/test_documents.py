@@ -21,10 +21,11 @@ from npnet_training.shapes.assets import FOLDER
 ROOT = Path(__file__).parents[1]
 RUN = ("README.md", "docs/engines.md", "docs/spectral.md")
 LONGEST_README = 140  # lines; what is longer is not read to the end
+MADE = ("build", "dist", "demo", "engines")  # by pip and by the documents' own commands
 DOCUMENTS = sorted(
     path
     for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    if not any(part.startswith(".") or part in MADE for part in path.relative_to(ROOT).parts)
 )
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STUDY = json.loads((ROOT / "training" / "results" / "study.json").read_text())
