@@ -33,7 +33,7 @@ from npnet_runtime.weights.models import MODELS
 
 # Nodes that a graph may have. What is aimed at stands beside what is held now.
 GOALS = {"svd": 80, "prepare": 110, "prepared call": 75}
-LIMITS = {"svd": 30, "prepare": 60, "prepared call": 325, "call": 385}
+LIMITS = {"svd": 30, "prepare": 60, "prepared call": 60, "call": 120}
 CALLS = 200  # whose host time is taken
 
 

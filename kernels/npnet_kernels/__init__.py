@@ -12,7 +12,12 @@ from npnet_kernels.errors import (
 from npnet_kernels.linalg.signs import SIGN_RULE, canonical_signs
 from npnet_kernels.linalg.svd import SVD, choose_solver, svd
 from npnet_kernels.reconstruction.grid import latent_to_matrix, matrix_to_latent
-from npnet_kernels.reconstruction.reconstruct import combine, reconstruct, spectral_correction
+from npnet_kernels.reconstruction.reconstruct import (
+    combine,
+    combine_with_peak,
+    reconstruct,
+    spectral_correction,
+)
 
 __all__ = [
     "SIGN_RULE",
@@ -26,6 +31,7 @@ __all__ = [
     "choose_backend",
     "choose_solver",
     "combine",
+    "combine_with_peak",
     "latent_to_matrix",
     "matrix_to_latent",
     "reconstruct",

@@ -34,3 +34,13 @@ def check_operand(
             f"{name}: expected on {beside.device} like the first input; "
             f"given on {x.device}. Move it with .to()"
         )
+
+
+def check_index(name: str, index: Tensor, shape: tuple[int, ...], beside: Tensor) -> None:
+    """Raise `KernelInputError` unless `index` is int32, contiguous, of this shape, beside `beside`.
+
+    Its values are not looked at: the host would wait for the device.
+    """
+    check_operand(name, index, shape, beside, (torch.int32,))
+    if not index.is_contiguous():
+        raise KernelInputError(f"{name}: expected a contiguous tensor; call .contiguous() on it")

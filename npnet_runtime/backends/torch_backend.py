@@ -12,6 +12,7 @@ from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends.float32 import Float32Products
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
+from npnet_runtime.networks.fused import FusedPromptHalf, choose_form
 from npnet_runtime.networks.npnet import PromptHalf
 from npnet_runtime.networks.registry import network_for, network_from_state
 
@@ -44,9 +45,10 @@ class TorchBackend:
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"{bundle.path / WEIGHTS} does not fit the manifest: {error}") from error
         self.parts = network.to(device).parts()
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             if isinstance(part, PromptHalf):
-                part.freeze()
+                by_kernels = choose_form(part.config.swin, device, kernels).backend == "triton"
+                self.parts[name] = FusedPromptHalf(part, kernels).to(device) if by_kernels else part.freeze()
 
     def for_capture(self) -> TorchBackend:
         """See `Backend`: it keeps nothing from one run to the next."""
@@ -68,7 +70,8 @@ class TorchBackend:
             affine = part.text_affine
             scale_shift = text_affine(prompt_embeds, affine.weight, affine.bias, backend=self._kernels)
             return scale_shift, part.residual(noise, scale_shift)
-        return (part(*inputs),)
+        outputs = part(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _check_dtypes(state: dict[str, Tensor], bundle: EngineBundle) -> None:

@@ -27,6 +27,7 @@ from npnet_runtime.backends.base import Backend
 from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import InputError
+from npnet_runtime.networks.fused import choose_form
 from npnet_runtime.networks.graphs import NETWORK, PROMPT_HALF, SPECTRAL_HEAD
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import NetworkConfig
@@ -88,12 +89,17 @@ class NPNetPass:
         return combine(spectral, noise, *prompted, **self._mixing, backend=self._kernels)
 
     def describe(self, device: torch.device) -> list[str]:
-        """Which SVD runs, and why."""
-        if self._manifest.spectral is not None:
-            return [f"spectral half: {self._manifest.spectral}"]
+        """Which SVD runs, and what the prompt half is made of, each with the reason."""
         config = self._manifest.config
-        matrix = config.matrix_shape if isinstance(config, NPNetConfig) else ()
-        return [str(choose_solver(torch.empty(1, *matrix, device=device)))]
+        if not isinstance(config, NPNetConfig):
+            return []
+        if self._manifest.spectral is not None:
+            lines = [f"spectral half: {self._manifest.spectral}"]
+        else:
+            lines = [str(choose_solver(torch.empty(1, *config.matrix_shape, device=device)))]
+        if self._manifest.engine == "torch":
+            lines.append(f"prompt half: {choose_form(config.swin, device, self._kernels)}")
+        return lines
 
 
 class PromptAttentionPass:

@@ -124,7 +124,7 @@ class PromptHalf(nn.Module):
         for the engines they make.
         """
         with torch.no_grad():
-            self.frozen_weight, self.frozen_bias = self._folded_embedding()
+            self.frozen_weight, self.frozen_bias = self.folded_embedding()
             for module in self.modules():
                 if isinstance(module, WindowAttention):
                     module.freeze()
@@ -136,12 +136,12 @@ class PromptHalf(nn.Module):
         Returns:
             (B, N, embed_dim) in the dtype of the Swin weights, patches in `swin.token_order`.
         """
-        weight, bias = self._folded_embedding()
+        weight, bias = self.folded_embedding()
         pixels = image.flatten(2).index_select(2, self.pixel_index)
         patches = pixels.unflatten(2, (-1, self.config.swin.patch_size**2)).transpose(1, 2).flatten(2)
         return F.linear(patches, weight, bias).to(self.swin.dtype)
 
-    def _folded_embedding(self) -> tuple[Tensor, Tensor]:
+    def folded_embedding(self) -> tuple[Tensor, Tensor]:
         """1x1 convolution and patch embedding as one product: (embed_dim, C * p * p) and (embed_dim,)."""
         if self.frozen_weight is not None and self.frozen_bias is not None:
             return self.frozen_weight, self.frozen_bias

@@ -92,7 +92,7 @@ class WindowAttention(nn.Module):
 
     def freeze(self) -> None:
         """Compute what depends on weights only, once and for all; see `PromptHalf.freeze`."""
-        self.frozen_bias = self.score_bias()
+        self.frozen_bias = self.score_bias().contiguous()
 
     def score_bias(self) -> Tensor:
         """What is added to the scores: (1 or W, H, L, L) float32."""

@@ -16,11 +16,16 @@ import pytest
 import torch
 
 from npnet_kernels.affine import launch as affine
+from npnet_kernels.attention import launch as attention
 from npnet_kernels.backends import interpreting
+from npnet_kernels.embedding import launch as embedding
+from npnet_kernels.features import launch as features
 from npnet_kernels.linalg import scaling, signs
 from npnet_kernels.linalg.refinement import finish, refine
 from npnet_kernels.linalg.schedule import Schedule
+from npnet_kernels.linear import launch as linear
 from npnet_kernels.reconstruction import launch as reconstruction
+from npnet_kernels.statistics import launch as statistics
 
 triton = pytest.importorskip("triton")
 jacobi_launch = pytest.importorskip("npnet_kernels.linalg.jacobi_launch")
@@ -79,7 +84,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    for module in (reconstruction, affine):
+    for module in (affine, attention, embedding, features, linear, reconstruction, statistics):
         monkeypatch.setattr(module, "launchable", recorder)
     for module, names in DIRECT.items():
         for name in names:
@@ -165,6 +170,12 @@ def launch_combine(dtype: torch.dtype, batch: int) -> None:
     reconstruction.launch_combine(noise.float(), noise, scale_shift, residual, 0.3, 0.05)
 
 
+def launch_combine_with_peak(dtype: torch.dtype, batch: int) -> None:
+    noise, _, _, _, scale_shift, residual = reconstruction_inputs(dtype, batch)
+    peak = torch.zeros(batch, dtype=torch.int32)
+    reconstruction.launch_combine(noise.float(), noise, scale_shift, residual, 0.3, 0.05, peak)
+
+
 def reconstruction_inputs(dtype: torch.dtype, batch: int) -> tuple[torch.Tensor, ...]:
     return (
         torch.zeros(batch, 4, 128, 128, dtype=dtype), torch.zeros(batch, 256, 256), torch.zeros(batch, 256),
@@ -203,12 +214,64 @@ def launch_ends() -> None:
     signs.flip_by_kernel(matrix, matrix, torch.zeros(256, dtype=torch.float64))
 
 
+def launch_swin(dtype: torch.dtype, batch: int) -> None:
+    """Every launch of the published prompt half behind the text affine."""
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    def index(rows: int) -> torch.Tensor:
+        return torch.zeros(rows, dtype=torch.int32)
+
+    def norm(width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(width), torch.zeros(width)
+
+    def fused(x: torch.Tensor, weight: torch.Tensor, **given: Any) -> None:
+        names = ("bias", "norm_weight", "norm_bias", "index", "residual", "residual_index")
+        linear.launch_fused_linear(x, weight, *map(given.get, names), given.get("gelu", False), 1e-5)
+
+    noise, scale_shift = torch.zeros(batch, 4, 128, 128), torch.zeros(batch, 8)
+    weight, bias = torch.zeros(96, 64), torch.zeros(96)
+    embedding.launch_embed_patches(
+        noise, scale_shift, index(3136 * 16), weight, bias, *norm(96), 1e-6, 1e-5, dtype
+    )
+    for tokens, width, heads in ((3136, 96, 3), (784, 192, 6), (196, 384, 12), (49, 768, 24)):
+        x, bias = zeros(batch, tokens, width), torch.zeros(width)
+        if width > 96:
+            weight, bias = norm(2 * width)
+            fused(
+                zeros(batch, 4 * tokens, width // 2), zeros(width, 2 * width), index=index(4 * tokens),
+                norm_weight=weight, norm_bias=bias,
+            )  # fmt: skip
+        for windows in {1, tokens // 49}:
+            attention.launch_window_attention(
+                x, index(tokens), *norm(width), zeros(3 * width, width), torch.zeros(3 * width),
+                torch.zeros(windows, heads, 49, 49), 1e-5,
+            )  # fmt: skip
+        fused(x, zeros(width, width), bias=bias, residual=x, residual_index=index(tokens))
+        fused(x, zeros(width, width), bias=bias, residual=x)
+        weight, bias = norm(width)
+        fused(
+            x,
+            zeros(4 * width, width),
+            bias=torch.zeros(4 * width),
+            norm_weight=weight,
+            norm_bias=bias,
+            gelu=True,
+        )
+        fused(zeros(batch, tokens, 4 * width), zeros(width, 4 * width), bias=bias, residual=x)
+    features.launch_residual_map(
+        x, index(49), *norm(768), index(128), torch.zeros(4, 7), torch.zeros(4), 1e-5
+    )
+
+
 CASES: dict[str, Callable[[], None]] = {
     "spectral fp16 batch 1": lambda: launch_spectral(torch.float16, 1),
     "spectral fp32 batch 16": lambda: launch_spectral(torch.float32, 16),
     "whole fp32 batch 1": lambda: launch_whole(torch.float32, 1),
     "whole bf16 batch 16": lambda: launch_whole(torch.bfloat16, 16),
     "combine fp16": lambda: launch_combine(torch.float16, 1),
+    "combine with peak fp32": lambda: launch_combine_with_peak(torch.float32, 2),
     "affine fp32": lambda: launch_affine(torch.float32, 2),
     "affine fp16": lambda: launch_affine_half(torch.float16, 2),
     "scaling and signs": launch_ends,
@@ -216,13 +279,24 @@ CASES: dict[str, Callable[[], None]] = {
     "jacobi by phases": lambda: launch_jacobi("phases"),
     "jacobi, persistent": lambda: launch_jacobi("persistent"),
     "affine mixed": lambda: launch_affine(torch.bfloat16, 2),
+    "swin fp32": lambda: launch_swin(torch.float32, 1),
+}
+# The same kernels with other tiles, or another dtype of operands that multiply alike.
+MORE_CASES: dict[str, Callable[[], None]] = {
+    "swin fp16": lambda: launch_swin(torch.float16, 1),
+    "swin bf16": lambda: launch_swin(torch.bfloat16, 1),
+    "swin fp16 batch 16": lambda: launch_swin(torch.float16, 16),
+    "swin bf16 batch 16": lambda: launch_swin(torch.bfloat16, 16),
+    "swin fp32 batch 16": lambda: launch_swin(torch.float32, 16),
 }
 
 
 @pytest.mark.parametrize("capability", SHARED_KIB)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)]
+)
 def test_compiles_without_spills(case: str, capability: int, recorder: Recorder, tmp_path: Path) -> None:
-    CASES[case]()
+    (CASES | MORE_CASES)[case]()
     assert recorder.launches
     for launch in distinct(recorder.launches):
         compiled = compile_launch(launch, capability)
@@ -267,6 +341,57 @@ def test_tf32_operands_are_rounded(driver: str, capability: int, recorder: Recor
         assert "wgmma" not in ptx  # one kind of product on all devices, in all batches
         # A register of either operand serves two products or more.
         assert min(added, masked) >= len(products), launch.kernel.__name__
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize("launch", [launch_swin, launch_spectral])
+def test_tiles_of_every_batch_multiply_alike(
+    launch: Callable[[torch.dtype, int], None], capability: int, recorder: Recorder
+) -> None:
+    """By the instruction of all architectures: with Hopper's or Blackwell's own in some tiles, and not in
+    others, a result would depend on its batch. Programs of attention are the same in every batch."""
+    for batch in (1, 16):
+        launch(torch.float16, batch)
+    tiled = [
+        one
+        for one in distinct(recorder.launches)
+        if one.kernel.__name__ in ("linear_kernel", "reconstruct_kernel")
+    ]
+    assert len({str(one.options) for one in tiled}) > 1
+    for one in tiled:
+        ptx = compile_launch(one, capability).asm["ptx"]
+        assert "mma.sync" in ptx
+        assert not re.search("wgmma|tcgen05", ptx)
+
+
+def test_a_batch_compiles_nothing_new(recorder: Recorder) -> None:
+    """But wider tiles: no size of batch changes what Triton specialises a kernel to."""
+    names = {"window_attention_kernel", "linear_kernel", "embed_kernel", "residual_kernel"}
+
+    def variants() -> set[str]:
+        keys = {specialised(one) for one in recorder.launches if one.kernel.__name__ in names}
+        recorder.launches.clear()
+        return keys
+
+    launch_swin(torch.float16, 1)
+    one = variants()
+    assert len(one) <= 18
+    launch_swin(torch.float16, 16)
+    many = variants()
+    launch_swin(torch.float16, 17)
+    assert variants() == many
+    assert len(one | many) <= 28
+
+
+def specialised(launch: Launch) -> str:
+    """What Triton compiles a launch once for."""
+    values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+    kinds = [
+        (type_of(value), value == 1, value % 16 == 0)
+        for parameter in launch.kernel.params
+        if isinstance(value := values.get(parameter.name), int) and not parameter.do_not_specialize
+    ]
+    return f"{launch.kernel.__name__} {launch.options} {kinds}"
 
 
 def test_grid_barrier_orders_memory(recorder: Recorder) -> None:

@@ -41,6 +41,8 @@ def operator_calls(draw: Draw) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     i = reconstruction_inputs(draw)
     factors, branches = (i["u"], i["f"], i["vh"]), (i["scale_shift"], i["residual"])
     ops = torch.ops.npnet
+    index, norm = torch.arange(8).int(), (draw(6), draw(6))
+    rows, product = draw(2, 8, 6), (draw(5, 6), draw(5), *norm)
     return {
         "svd": (ops.svd, (draw(2, 16, 16), "lapack")),
         "svd gram": (ops.svd, (draw(2, 16, 16), "gram")),
@@ -48,8 +50,43 @@ def operator_calls(draw: Draw) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "canonical_signs": (ops.canonical_signs, (draw(2, 5, 4), draw(2, 4, 6))),
         "spectral_correction": (ops.spectral_correction, (i["noise"], *factors, "torch")),
         "combine": (ops.combine, (i["noise"], i["noise"].half(), *branches, 0.3, 0.05, "torch")),
+        "combine_with_peak": (
+            ops.combine_with_peak,
+            (i["noise"], i["noise"].half(), *branches, 0.3, 0.05, "torch"),
+        ),
         "reconstruct": (ops.reconstruct, (i["noise"], *factors, *branches, 0.3, 0.05, "torch")),
         "text_affine": (ops.text_affine, (draw(2, 3, 4), draw(8, 12), draw(8), "torch")),
+        "window_attention": (
+            ops.window_attention,
+            (rows, index, *norm, draw(18, 6), draw(18), draw(2, 3, 4, 4), 1e-5, "torch"),
+        ),
+        "fused_linear": (
+            ops.fused_linear,
+            (rows, *product, None, draw(2, 8, 5), index, True, 1e-5, "torch"),
+        ),
+        "fused_linear alone": (
+            ops.fused_linear,
+            (rows, draw(5, 6), None, None, None, None, None, None, False, 1e-5, "torch"),
+        ),
+        "embed_patches": (
+            ops.embed_patches,
+            (
+                draw(2, 4, 3, 5),
+                draw(2, 8),
+                index,
+                draw(6, 16),
+                draw(6),
+                *norm,
+                1e-6,
+                1e-5,
+                torch.half,
+                "torch",
+            ),
+        ),
+        "residual_map": (
+            ops.residual_map,
+            (draw(2, 4, 6), index[:4].clone(), *norm, index[:3].clone(), draw(7, 2), draw(7), 1e-5, "torch"),
+        ),
     }
 
 
@@ -62,8 +99,14 @@ def operator_calls(draw: Draw) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "canonical_signs",
         "spectral_correction",
         "combine",
+        "combine_with_peak",
         "reconstruct",
         "text_affine",
+        "window_attention",
+        "fused_linear",
+        "fused_linear alone",
+        "embed_patches",
+        "residual_map",
     ],
 )
 def test_registration(name: str, gaussian: Draw) -> None:

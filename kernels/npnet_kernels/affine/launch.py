@@ -33,6 +33,6 @@ def launch_text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> T
         PRECISION=choose_precision(x.dtype, weight.dtype), BLOCK_B=_BLOCK_B, OUTPUTS=padded, BLOCK_K=_BLOCK_K,
     )  # fmt: skip
     launchable(sum_kernel)[(batch,)](
-        partial, bias.contiguous(), out, batch, outputs, slices, OUTPUTS=padded, BLOCK_S=32
+        partial, bias.contiguous(), out, batch, outputs, slices, OUTPUTS=padded, BLOCK_S=256
     )
     return out

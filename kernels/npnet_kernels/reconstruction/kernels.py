@@ -8,48 +8,7 @@ of the matrix is index arithmetic, and no permuted copy exists. Every dimension 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def statistics_kernel(
-    noise_ptr, partial_ptr,
-    channels, height, width, stride_b, stride_c, stride_h, stride_w, chunks,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Mean and sum of squared deviations of one chunk of one latent, by two passes over registers.
-
-    Grid (chunks, B). Writes `partial[b, 0, chunk]` (mean) and `partial[b, 1, chunk]` (squared deviations).
-    """
-    chunk = tl.program_id(0)
-    b = tl.program_id(1).to(tl.int64)
-    index = chunk * BLOCK + tl.arange(0, BLOCK)
-    size = channels * height * width
-    inside = index < size
-    x = index % width
-    y = index // width % height
-    c = index // (width * height)
-    offset = b * stride_b + c * stride_c + y * stride_h + x * stride_w
-    value = tl.load(noise_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    count = tl.minimum(size - chunk * BLOCK, BLOCK).to(tl.float32)
-    mean = tl.sum(value) / count
-    deviation = tl.where(inside, value - mean, 0.0)
-    row = partial_ptr + b * 2 * chunks + chunk
-    tl.store(row, mean)
-    tl.store(row + chunks, tl.sum(deviation * deviation))
-
-
-@triton.jit
-def _merge_statistics(partial_ptr, b, size, chunks, eps, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
-    """Mean and reciprocal deviation from the chunks (Chan, Golub and LeVeque 1983, equation 2.1)."""
-    index = tl.arange(0, CHUNKS)
-    inside = index < chunks
-    row = partial_ptr + b * 2 * chunks + index
-    mean = tl.load(row, mask=inside, other=0.0)
-    squares = tl.load(row + chunks, mask=inside, other=0.0)
-    count = tl.maximum(tl.minimum(size - index * CHUNK, CHUNK), 0).to(tl.float32)
-    total_mean = tl.sum(mean * count) / size
-    distance = mean - total_mean
-    variance = (tl.sum(squares) + tl.sum(count * distance * distance)) / size
-    return total_mean, 1.0 / tl.sqrt(variance + eps)
+from npnet_kernels.statistics.kernels import merge_statistics
 
 
 @triton.jit
@@ -59,7 +18,7 @@ def _finish(
     text_weight, residual_weight, eps, chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Add the text and residual terms to a tile of the spectral part."""
-    mean, rstd = _merge_statistics(partial_ptr, b, channels * height * width, chunks, eps, CHUNK, CHUNKS)
+    mean, rstd = merge_statistics(partial_ptr, b, channels * height * width, chunks, eps, CHUNK, CHUNKS)
     scale = tl.load(scale_shift_ptr + b * 2 * channels + channel).to(tl.float32)
     shift = tl.load(scale_shift_ptr + b * 2 * channels + channels + channel).to(tl.float32)
     text = (value - mean) * rstd * (1.0 + scale) + shift
@@ -118,12 +77,17 @@ def reconstruct_kernel(
 
 @triton.jit
 def combine_kernel(
-    spectral_ptr, noise_ptr, partial_ptr, scale_shift_ptr, residual_ptr, out_ptr,
+    spectral_ptr, noise_ptr, partial_ptr, scale_shift_ptr, residual_ptr, out_ptr, peak_ptr,
     channels, height, width, noise_stride_b, noise_stride_c, noise_stride_h, noise_stride_w,
     residual_rows, row_ratio, text_weight, residual_weight, eps, chunks,
-    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+    PEAK: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """The text and residual terms on top of a given spectral part. Grid (tiles of a channel, C, B)."""
+    """The text and residual terms on top of a given spectral part. Grid (tiles of a channel, C, B).
+
+    With PEAK also the bits of the largest magnitude, as integers: these order magnitudes, NaN above infinity,
+    and a maximum of integers is the same in any order.
+    """
     tiles_w = tl.cdiv(width, BLOCK_W)
     y = (tl.program_id(0) // tiles_w * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
     x = (tl.program_id(0) % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W))[None, :]
@@ -139,3 +103,6 @@ def combine_kernel(
         text_weight, residual_weight, eps, chunks, CHUNK, CHUNKS,
     )  # fmt: skip
     tl.store(out_ptr + plane, result.to(out_ptr.dtype.element_ty), mask=tile)
+    if PEAK:
+        bits = result.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # `abs` may give a NaN of either sign
+        tl.atomic_max(peak_ptr + b, tl.max(tl.where(tile, bits, 0)), sem="relaxed")

@@ -7,7 +7,11 @@ from npnet_kernels.backends import Backend, backend_for, device_guard, full_prec
 from npnet_kernels.checks import check_dtype, check_operand
 from npnet_kernels.errors import KernelInputError
 from npnet_kernels.reconstruction.grid import grid_side
-from npnet_kernels.reconstruction.reference import combine_reference, spectral_reference
+from npnet_kernels.reconstruction.reference import (
+    combine_reference,
+    combine_with_peak_reference,
+    spectral_reference,
+)
 
 
 def spectral_correction(
@@ -80,6 +84,36 @@ def combine(
     _register()
     with device_guard(noise):
         return torch.ops.npnet.combine(*arguments, chosen)
+
+
+def combine_with_peak(
+    spectral: Tensor,
+    noise: Tensor,
+    scale_shift: Tensor,
+    residual: Tensor,
+    *,
+    text_weight: float,
+    residual_weight: float,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`combine`, and how large its values are: what tells in one number whether all are finite.
+
+    Arguments and errors are those of `combine`.
+
+    Returns:
+        Golden noise `(B, C, H, W)` in the noise's dtype, and `(B,)` float32: the largest magnitude of each
+        latent before it was rounded to that dtype, NaN if one of its values is NaN.
+    """
+    _check_noise(noise)
+    check_operand("spectral", spectral, tuple(noise.shape), noise, (torch.float32,))
+    _check_branches(noise, scale_shift, residual)
+    chosen = backend_for(noise, backend)
+    arguments = (spectral, noise, scale_shift, residual, float(text_weight), float(residual_weight))
+    if not needs_operator(chosen):
+        return combine_with_peak_reference(*arguments)
+    _register()
+    with device_guard(noise):
+        return torch.ops.npnet.combine_with_peak(*arguments, chosen)
 
 
 def reconstruct(

@@ -29,8 +29,37 @@ def combine_reference(
     residual_weight: float | Tensor,
 ) -> Tensor:
     """`S + a * (groupnorm(X) * (1 + scale) + shift) + beta * R` in float32, cast to the noise's dtype."""
+    widened = _combine(
+        spectral_BCHW, noise_BCHW, scale_shift_B2C, residual_BCnW, text_weight, residual_weight
+    )
+    return widened.to(noise_BCHW.dtype)
+
+
+def combine_with_peak_reference(
+    spectral_BCHW: Tensor,
+    noise_BCHW: Tensor,
+    scale_shift_B2C: Tensor,
+    residual_BCnW: Tensor,
+    text_weight: float | Tensor,
+    residual_weight: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`combine_reference`, and (B,) the largest magnitude before the cast; NaN is the largest of all."""
+    widened = _combine(
+        spectral_BCHW, noise_BCHW, scale_shift_B2C, residual_BCnW, text_weight, residual_weight
+    )
+    return widened.to(noise_BCHW.dtype), widened.abs().amax((1, 2, 3))
+
+
+def _combine(
+    spectral_BCHW: Tensor,
+    noise_BCHW: Tensor,
+    scale_shift_B2C: Tensor,
+    residual_BCnW: Tensor,
+    text_weight: float | Tensor,
+    residual_weight: float | Tensor,
+) -> Tensor:
     noise = widen(noise_BCHW)
     scale, shift = widen(scale_shift_B2C)[..., None, None].chunk(2, dim=1)
     text = functional.group_norm(noise, 1, eps=GROUP_NORM_EPS) * (1 + scale) + shift
     residual = functional.interpolate(widen(residual_BCnW), size=noise.shape[-2:], mode="nearest")
-    return (spectral_BCHW + text_weight * text + residual_weight * residual).to(noise_BCHW.dtype)
+    return spectral_BCHW + text_weight * text + residual_weight * residual

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from npnet_kernels import combine, latent_to_matrix, reconstruct, spectral_correction
+from npnet_kernels import combine, combine_with_peak, latent_to_matrix, reconstruct, spectral_correction
 from npnet_kernels.backends import Backend
 from npnet_kernels.reconstruction.reference import combine_reference, spectral_reference
 
@@ -100,6 +100,47 @@ def test_against_double(
     torch.testing.assert_close(spectral.cpu().double(), spectral_double(exact), rtol=0, atol=min(limit, 1e-3))
     torch.testing.assert_close(whole.cpu().double(), golden_double(exact), rtol=0, atol=limit)
     torch.testing.assert_close(in_two.cpu().double(), golden_double(exact), rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_peak(
+    shape: tuple[int, ...], dtype: torch.dtype, backend: Backend, device: torch.device, gaussian: Draw
+) -> None:
+    inputs = make_inputs(gaussian, shape, dtype, device)
+    operands = inputs.noise.float(), inputs.noise, *inputs[4:]
+    golden, peak = combine_with_peak(*operands, **WEIGHTS, backend=backend)
+    assert torch.equal(golden, combine(*operands, **WEIGHTS, backend=backend))
+    assert (peak.shape, peak.dtype) == (shape[:1], torch.float32)
+    widened = combine(operands[0], inputs.noise.float(), *inputs[4:], **WEIGHTS, backend=backend)
+    assert torch.equal(peak, widened.abs().amax((1, 2, 3)))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("position", [(0, 0, 0), (3, 16, 10), (2, 7, 5)])
+def test_peak_of_what_is_not_finite(
+    position: tuple[int, int, int], backend: Backend, device: torch.device, gaussian: Draw
+) -> None:
+    """In the first and the last tile as well; a latent's neighbours are told apart from it."""
+    inputs = make_inputs(gaussian, (4, 4, 17, 11), torch.float32, device)
+    spectral = inputs.noise.clone()
+    for row, value in enumerate((torch.nan, torch.inf, -torch.inf)):
+        spectral[row, *position] = value
+    spectral[0, 1, 1, 1] = torch.inf  # beside NaN, which is the larger
+    _, peak = combine_with_peak(spectral, inputs.noise, *inputs[4:], **WEIGHTS, backend=backend)
+    assert peak[0].isnan()
+    assert peak[1:3].isposinf().all()
+    assert peak[3].isfinite()
+
+
+def test_peak_begins_anew(device: torch.device, gaussian: Draw) -> None:
+    """Nothing of an earlier, larger result is left; and zeros have the peak zero."""
+    inputs = make_inputs(gaussian, (2, 1, 9, 5), torch.float32, device)
+    zeros = Inputs(*(torch.zeros_like(x) for x in inputs))
+    for i in (inputs, zeros):
+        golden, peak = combine_with_peak(i.noise, i.noise, *i[4:], **WEIGHTS, backend="triton")
+        assert torch.equal(peak, golden.abs().amax((1, 2, 3)))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -1,0 +1,1 @@
+"""Window attention of the Swin Transformer with the norm and the product before it."""

@@ -1,0 +1,42 @@
+"""The launch of the window attention kernel. Imports Triton when called."""
+
+import torch
+from torch import Tensor
+
+from npnet_kernels.backends import launchable
+from npnet_kernels.rows.reference import product_precision
+
+
+def launch_window_attention(
+    x: Tensor,
+    index: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    score_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """`(B, N, C)` from operands as `window_attention` takes them."""
+    from npnet_kernels.attention.kernels import window_attention_kernel
+
+    batch, tokens, width = x.shape
+    bias_windows, heads, window_tokens = score_bias.shape[:3]
+    head_width, windows = width // heads, tokens // window_tokens
+    out = torch.empty(batch, tokens, width, dtype=x.dtype, device=x.device)
+    if isinstance(batch, int) and batch == 0:
+        return out
+    # Every program is one window and one head whatever the batch: its result cannot depend on the batch.
+    launchable(window_attention_kernel)[(windows * batch, heads)](
+        x.contiguous(), index, norm_weight.contiguous(), norm_bias.contiguous(), weight.contiguous(),
+        bias.contiguous(), score_bias.contiguous(), out,
+        tokens, width, windows, window_tokens, head_width, bias_windows, head_width**-0.5, eps,
+        PRECISION=product_precision(x.dtype), TOKENS=_padded(window_tokens), HEAD=_padded(head_width),
+        BLOCK_K=16 if x.dtype == torch.float32 else 32, BLOCK_S=64, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _padded(n: int) -> int:
+    """A power of two, and no less than the smallest side of `tl.dot`."""
+    return max(16, 1 << (n - 1).bit_length())
