@@ -92,8 +92,11 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def compile_launch(launch: Launch, capability: int) -> Any:
-    """Compile a recorded launch with the specialisation that Triton's launcher would choose."""
+def compile_launch(launch: Launch, capability: int, scalar: str = "fp32") -> Any:
+    """Compile a recorded launch with the specialisation that Triton's launcher would choose.
+
+    `scalar` is the type of Python's floats, which AOTInductor takes for "fp64".
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -110,7 +113,7 @@ def compile_launch(launch: Launch, capability: int) -> Any:
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue
-        signature[parameter.name] = type_of(value)
+        signature[parameter.name] = scalar if isinstance(value, float) else type_of(value)
         divisible = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
         aligned = isinstance(value, torch.Tensor) and not parameter.do_not_specialize_on_alignment
         if aligned or divisible:
@@ -341,6 +344,13 @@ def test_tf32_operands_are_rounded(driver: str, capability: int, recorder: Recor
         assert "wgmma" not in ptx  # one kind of product on all devices, in all batches
         # A register of either operand serves two products or more.
         assert min(added, masked) >= len(products), launch.kernel.__name__
+
+
+@pytest.mark.parametrize("case", ["whole fp32 batch 1", "combine fp16", "swin fp32"])
+def test_compiles_in_a_package(case: str, recorder: Recorder) -> None:
+    CASES[case]()
+    for launch in distinct(recorder.launches):
+        compile_launch(launch, 80, scalar="fp64")
 
 
 @pytest.mark.parametrize("capability", [90, 100])

@@ -15,9 +15,9 @@ from npnet_kernels.rows.kernels import normalise, product, row_start, row_statis
 @triton.jit(do_not_specialize=["tokens", "windows", "window_tokens", "bias_windows"])
 def window_attention_kernel(
     x_ptr, index_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, bias_ptr, score_bias_ptr, out_ptr,
-    tokens, width, windows, window_tokens, head_width, bias_windows, scale, eps,
-    PRECISION: tl.constexpr, TOKENS: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    tokens, width, windows, window_tokens, head_width, bias_windows,
+    SCALE: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
+    TOKENS: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """`softmax(scale q k^T + bias) v` of the normalised rows of one window, for one head.
 
@@ -29,7 +29,7 @@ def window_attention_kernel(
     row = tl.arange(0, TOKENS)
     inside = row < window_tokens
     m = b * tokens + window * window_tokens + row
-    mean, rstd = row_statistics(x_ptr, index_ptr, m, inside, tokens, tokens, width, eps, 1, TOKENS, BLOCK_S)
+    mean, rstd = row_statistics(x_ptr, index_ptr, m, inside, tokens, tokens, width, EPS, 1, TOKENS, BLOCK_S)
     start = row_start(index_ptr, m, inside, tokens, tokens, 0, width, 1)
 
     d = tl.arange(0, HEAD)
@@ -60,7 +60,7 @@ def window_attention_kernel(
 
     half = out_ptr.dtype.element_ty
     zero = tl.zeros((TOKENS, TOKENS), dtype=tl.float32)
-    score = product((query * scale).to(half), tl.trans(key.to(half)), zero, PRECISION)
+    score = product((query * SCALE).to(half), tl.trans(key.to(half)), zero, PRECISION)
     other = row
     pair = row[:, None] * window_tokens + other[None, :]
     plane = (window % bias_windows * tl.num_programs(1) + head) * window_tokens * window_tokens

@@ -30,8 +30,9 @@ def launch_window_attention(
     launchable(window_attention_kernel)[(windows * batch, heads)](
         x.contiguous(), index, norm_weight.contiguous(), norm_bias.contiguous(), weight.contiguous(),
         bias.contiguous(), score_bias.contiguous(), out,
-        tokens, width, windows, window_tokens, head_width, bias_windows, head_width**-0.5, eps,
-        PRECISION=product_precision(x.dtype), TOKENS=_padded(window_tokens), HEAD=_padded(head_width),
+        tokens, width, windows, window_tokens, head_width, bias_windows,
+        SCALE=head_width**-0.5, EPS=eps, PRECISION=product_precision(x.dtype),
+        TOKENS=_padded(window_tokens), HEAD=_padded(head_width),
         BLOCK_K=16 if x.dtype == torch.float32 else 32, BLOCK_S=64, num_warps=4,
     )  # fmt: skip
     return out

@@ -14,8 +14,9 @@ from npnet_kernels.statistics.kernels import merge_statistics
 @triton.jit(do_not_specialize=["patches", "chunks"])
 def embed_kernel(
     noise_ptr, partial_ptr, scale_shift_ptr, pixel_ptr, weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr,
-    out_ptr, channels, size, patches, patch_pixels, width, chunks, group_eps, eps,
-    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
+    out_ptr, channels, size, patches, patch_pixels, width, chunks,
+    GROUP_EPS: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`layernorm(W patch(X + groupnorm(X) * (1 + scale) + shift) + b)`. Grid (tiles of patches, B).
@@ -27,7 +28,7 @@ def embed_kernel(
     n = tl.arange(0, WIDTH)
     k = tl.arange(0, BLOCK_K)
     inside, wanted = m < patches, n < width
-    mean, rstd = merge_statistics(partial_ptr, b, channels * size, chunks, group_eps, CHUNK, CHUNKS)
+    mean, rstd = merge_statistics(partial_ptr, b, channels * size, chunks, GROUP_EPS, CHUNK, CHUNKS)
     terms = channels * patch_pixels
     noise_ptr += b * channels * size
     scale_shift_ptr += b * 2 * channels
@@ -50,7 +51,7 @@ def embed_kernel(
     # Columns beyond the width are zero so far, and must not count.
     row_mean = tl.sum(row, axis=1) / width
     deviation = tl.where(wanted[None, :], row - row_mean[:, None], 0.0)
-    row_rstd = 1.0 / tl.sqrt(tl.sum(deviation * deviation, axis=1) / width + eps)
+    row_rstd = 1.0 / tl.sqrt(tl.sum(deviation * deviation, axis=1) / width + EPS)
     gain = tl.load(norm_weight_ptr + n, mask=wanted, other=0.0).to(tl.float32)
     offset = tl.load(norm_bias_ptr + n, mask=wanted, other=0.0).to(tl.float32)
     row = deviation * row_rstd[:, None] * gain[None, :] + offset[None, :]

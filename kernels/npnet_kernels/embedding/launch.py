@@ -36,8 +36,8 @@ def launch_embed_patches(
     launchable(embed_kernel)[(-(-patches // block_m), batch)](
         noise, statistics.partial, scale_shift.contiguous(), pixel_index, weight.contiguous(),
         bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), out,
-        channels, height * image_width, patches, patch_pixels, width, statistics.chunks, group_eps, eps,
-        CHUNK=statistics.chunk, CHUNKS=statistics.padded_chunks,
+        channels, height * image_width, patches, patch_pixels, width, statistics.chunks,
+        GROUP_EPS=group_eps, EPS=eps, CHUNK=statistics.chunk, CHUNKS=statistics.padded_chunks,
         PRECISION=product_precision(torch.float32), BLOCK_M=block_m,
         WIDTH=max(16, 1 << (width - 1).bit_length()), BLOCK_K=16, num_warps=4,
     )  # fmt: skip

@@ -14,8 +14,8 @@ from npnet_kernels.rows.kernels import normalise, row_start, row_statistics
 @triton.jit(do_not_specialize=["tokens", "side", "channels"])
 def residual_kernel(
     x_ptr, index_ptr, norm_weight_ptr, norm_bias_ptr, column_ptr, weight_ptr, bias_ptr, out_ptr,
-    tokens, width, side, channels, columns, eps,
-    SIDE: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr,
+    tokens, width, side, channels, columns,
+    EPS: tl.constexpr, SIDE: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """`out[b, c, j, x] = bias[c] + sum_i weight[c, i] norm(F[b, i, j])[column[x]]`.
 
@@ -27,7 +27,7 @@ def residual_kernel(
     i = tl.arange(0, SIDE)
     inside, wanted = i < side, x < columns
     m = b * tokens + i * side + j
-    mean, rstd = row_statistics(x_ptr, index_ptr, m, inside, tokens, tokens, width, eps, 1, SIDE, BLOCK_S)
+    mean, rstd = row_statistics(x_ptr, index_ptr, m, inside, tokens, tokens, width, EPS, 1, SIDE, BLOCK_S)
     start = row_start(index_ptr, m, inside, tokens, tokens, 0, width, 1)
     column = tl.load(column_ptr + x, mask=wanted, other=0)
     tile = x_ptr + start[:, None] + column[None, :]

@@ -28,7 +28,7 @@ def launch_residual_map(
     block_x = 16  # small: each program repeats the statistics of 7 rows, and there are many to be had
     launchable(residual_kernel)[(side, -(-columns // block_x), batch)](
         x.contiguous(), index, norm_weight.contiguous(), norm_bias.contiguous(), column_index,
-        weight.contiguous(), bias.contiguous(), out, tokens, width, side, channels, columns, eps,
-        SIDE=1 << (side - 1).bit_length(), BLOCK_X=block_x, BLOCK_S=256, num_warps=4,
+        weight.contiguous(), bias.contiguous(), out, tokens, width, side, channels, columns,
+        EPS=eps, SIDE=1 << (side - 1).bit_length(), BLOCK_X=block_x, BLOCK_S=256, num_warps=4,
     )  # fmt: skip
     return out

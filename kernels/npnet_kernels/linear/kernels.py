@@ -14,8 +14,8 @@ from npnet_kernels.rows.kernels import normalise, product, row_start, row_statis
 @triton.jit(do_not_specialize=["count", "tokens_in", "tokens_out"])
 def linear_kernel(
     x_ptr, index_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, bias_ptr, residual_ptr, residual_index_ptr,
-    out_ptr, count, tokens_in, tokens_out, width, columns, eps,
-    PIECES: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
+    out_ptr, count, tokens_in, tokens_out, width, columns,
+    EPS: tl.constexpr, PIECES: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
     RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -29,7 +29,7 @@ def linear_kernel(
     inside, wanted = m < count, n < columns
     if NORM:
         mean, rstd = row_statistics(
-            x_ptr, index_ptr, m, inside, tokens_in, tokens_out, width, eps, PIECES, BLOCK_M, BLOCK_S
+            x_ptr, index_ptr, m, inside, tokens_in, tokens_out, width, EPS, PIECES, BLOCK_M, BLOCK_S
         )
     terms = width * (PIECES if PIECES > 0 else 1)
     weight_row = weight_ptr + n.to(tl.int64)[None, :] * terms

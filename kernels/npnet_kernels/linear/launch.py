@@ -80,8 +80,8 @@ def launch_fused_linear(
     launchable(linear_kernel)[grid](
         x, operand(index), operand(norm_weight), operand(norm_bias), weight.contiguous(), operand(bias),
         operand(residual), operand(residual_index), out,
-        count, tokens_in, tokens_out, width, columns, eps,
-        PIECES=pieces, NORM=norm_weight is not None, BIAS=bias is not None, GELU=gelu,
+        count, tokens_in, tokens_out, width, columns,
+        EPS=eps, PIECES=pieces, NORM=norm_weight is not None, BIAS=bias is not None, GELU=gelu,
         RESIDUAL=-1 if residual is None else int(residual_index is not None),
         PRECISION=product_precision(x.dtype),
         BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, BLOCK_K=tiling.block_k, BLOCK_S=128,

@@ -15,17 +15,20 @@ from npnet_kernels.statistics.kernels import merge_statistics
 def _finish(
     spectral, value, y, x, tile, b, channel, channels, height, width,
     partial_ptr, scale_shift_ptr, residual_ptr, residual_rows, row_ratio,
-    text_weight, residual_weight, eps, chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    text_weight, residual_weight, chunks, EPS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Add the text and residual terms to a tile of the spectral part."""
-    mean, rstd = merge_statistics(partial_ptr, b, channels * height * width, chunks, eps, CHUNK, CHUNKS)
+    mean, rstd = merge_statistics(partial_ptr, b, channels * height * width, chunks, EPS, CHUNK, CHUNKS)
     scale = tl.load(scale_shift_ptr + b * 2 * channels + channel).to(tl.float32)
     shift = tl.load(scale_shift_ptr + b * 2 * channels + channels + channel).to(tl.float32)
     text = (value - mean) * rstd * (1.0 + scale) + shift
     # The index as `interpolate(mode="nearest")` rounds it: one float32 product, then floor.
+    row_ratio = tl.cast(row_ratio, tl.float32)  # AOTInductor takes scalars for double precision
     row = tl.minimum(tl.floor(y.to(tl.float32) * row_ratio).to(tl.int32), residual_rows - 1)
     plane = residual_ptr + (b * channels + channel) * residual_rows * width
     residual = tl.load(plane + row * width + x, mask=tile, other=0.0).to(tl.float32)
+    text_weight = tl.cast(text_weight, tl.float32)
+    residual_weight = tl.cast(residual_weight, tl.float32)
     return spectral + text_weight * text + residual_weight * residual
 
 
@@ -35,8 +38,9 @@ def reconstruct_kernel(
     channels, side, height, width, rank,
     noise_stride_b, noise_stride_c, noise_stride_h, noise_stride_w,
     u_stride_b, u_stride_r, u_stride_k, vh_stride_b, vh_stride_k, vh_stride_c,
-    residual_rows, row_ratio, text_weight, residual_weight, eps, chunks,
-    FINISH: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    residual_rows, row_ratio, text_weight, residual_weight, chunks,
+    EPS: tl.constexpr, FINISH: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`fold(M + (U * f) Vh)`; with FINISH also text and residual. Grid (tiles of a channel, C, B)."""
@@ -69,7 +73,7 @@ def reconstruct_kernel(
         result = _finish(
             result, value, y, x, tile, b, channel, channels, height, width,
             partial_ptr, scale_shift_ptr, residual_ptr, residual_rows, row_ratio,
-            text_weight, residual_weight, eps, chunks, CHUNK, CHUNKS,
+            text_weight, residual_weight, chunks, EPS, CHUNK, CHUNKS,
         )  # fmt: skip
     out_tile = out_ptr + (b * channels + channel) * height * width
     tl.store(out_tile + y * width + x, result.to(out_ptr.dtype.element_ty), mask=tile)
@@ -79,8 +83,8 @@ def reconstruct_kernel(
 def combine_kernel(
     spectral_ptr, noise_ptr, partial_ptr, scale_shift_ptr, residual_ptr, out_ptr, peak_ptr,
     channels, height, width, noise_stride_b, noise_stride_c, noise_stride_h, noise_stride_w,
-    residual_rows, row_ratio, text_weight, residual_weight, eps, chunks,
-    PEAK: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    residual_rows, row_ratio, text_weight, residual_weight, chunks,
+    EPS: tl.constexpr, PEAK: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """The text and residual terms on top of a given spectral part. Grid (tiles of a channel, C, B).
@@ -100,7 +104,7 @@ def combine_kernel(
     result = _finish(
         tl.load(spectral_ptr + plane, mask=tile, other=0.0), value, y, x, tile, b, channel, channels, height,
         width, partial_ptr, scale_shift_ptr, residual_ptr, residual_rows, row_ratio,
-        text_weight, residual_weight, eps, chunks, CHUNK, CHUNKS,
+        text_weight, residual_weight, chunks, EPS, CHUNK, CHUNKS,
     )  # fmt: skip
     tl.store(out_ptr + plane, result.to(out_ptr.dtype.element_ty), mask=tile)
     if PEAK:

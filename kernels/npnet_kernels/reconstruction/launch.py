@@ -65,8 +65,8 @@ def launch_reconstruct(
         noise, u, f, vh, statistics.partial, scale_shift, residual, out,
         channels, grid_side(channels), height, width, f.shape[-1],
         *noise.stride(), *u.stride(), *vh.stride(),
-        residual.shape[2], residual.shape[2] / height, text_weight, residual_weight, GROUP_NORM_EPS,
-        statistics.chunks, FINISH=finish is not None, PRECISION=choose_precision(noise.dtype),
+        residual.shape[2], residual.shape[2] / height, text_weight, residual_weight, statistics.chunks,
+        EPS=GROUP_NORM_EPS, FINISH=finish is not None, PRECISION=choose_precision(noise.dtype),
         CHUNK=statistics.chunk, CHUNKS=statistics.padded_chunks,
         BLOCK_H=tiling.block_h, BLOCK_W=tiling.block_w, BLOCK_K=tiling.block_k, num_warps=tiling.num_warps,
     )  # fmt: skip
@@ -99,8 +99,8 @@ def launch_combine(
     launchable(combine_kernel)[(tiles, channels, batch)](
         spectral.contiguous(), noise, statistics.partial, scale_shift.contiguous(), residual, out,
         statistics.partial if peak is None else peak, channels, height, width, *noise.stride(),
-        residual.shape[2], residual.shape[2] / height, text_weight, residual_weight, GROUP_NORM_EPS,
-        statistics.chunks, PEAK=peak is not None, CHUNK=statistics.chunk, CHUNKS=statistics.padded_chunks,
+        residual.shape[2], residual.shape[2] / height, text_weight, residual_weight, statistics.chunks,
+        EPS=GROUP_NORM_EPS, PEAK=peak is not None, CHUNK=statistics.chunk, CHUNKS=statistics.padded_chunks,
         BLOCK_H=block_h, BLOCK_W=block_w,
     )  # fmt: skip
     return out

@@ -21,8 +21,8 @@ def row_start(index_ptr, m, inside, tokens_in, tokens_out, piece, width, PIECES:
 
 @triton.jit
 def row_statistics(
-    x_ptr, index_ptr, m, inside, tokens_in, tokens_out, width, eps,
-    PIECES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+    x_ptr, index_ptr, m, inside, tokens_in, tokens_out, width,
+    EPS: tl.constexpr, PIECES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Mean and reciprocal deviation of the rows `m`, float32.
 
@@ -47,7 +47,7 @@ def row_statistics(
             squares += tl.sum(deviation * deviation, axis=1) + distance * distance * (count * here / total)
             mean += distance * (here / total)
             count = total
-    return mean, 1.0 / tl.sqrt(squares / count + eps)
+    return mean, 1.0 / tl.sqrt(squares / count + EPS)
 
 
 @triton.jit

@@ -37,7 +37,9 @@ def statistics_kernel(
 
 
 @triton.jit
-def merge_statistics(partial_ptr, b, size, chunks, eps, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
+def merge_statistics(
+    partial_ptr, b, size, chunks, EPS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr
+):
     """Mean and reciprocal deviation from the chunks (Chan, Golub and LeVeque 1983, equation 2.1)."""
     index = tl.arange(0, CHUNKS)
     inside = index < chunks
@@ -48,4 +50,4 @@ def merge_statistics(partial_ptr, b, size, chunks, eps, CHUNK: tl.constexpr, CHU
     total_mean = tl.sum(mean * count) / size
     distance = mean - total_mean
     variance = (tl.sum(squares) + tl.sum(count * distance * distance)) / size
-    return total_mean, 1.0 / tl.sqrt(variance + eps)
+    return total_mean, 1.0 / tl.sqrt(variance + EPS)
