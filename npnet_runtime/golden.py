@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,41 +146,24 @@ class GoldenNoise:
             BackendError: too little memory, CUDA refused, or no CUDA graph could be captured.
         """
         self._check_process()
-        config = self.bundle.manifest.config
-        if isinstance(noise, PreparedNoise):
-            prepared, source = noise, noise.noise
-            self._check_prepared(prepared)
-        else:
-            check_noise(noise, config, self.device, self._resolution, finite=self.device.type == "cpu")
-            prepared, source = None, noise
-        check_prompt_embeds(
-            prompt_embeds, len(source), config, self.device, self._tokens, finite=self.device.type == "cpu"
-        )
+        prepared = noise if isinstance(noise, PreparedNoise) else None
+        source = noise.noise if isinstance(noise, PreparedNoise) else noise
+        self._check_call(source, prompt_embeds, prepared)
         if prepared is None and self._cache.size and source.device.type == "cpu":
             prepared = self._prepare(source, None)
-        early = prepared.claim() if prepared is not None else None
+        early = None if prepared is None else prepared.early
         # Made outside inference mode, so that callers may change it in place.
         golden = torch.empty_like(source, memory_format=torch.contiguous_format, requires_grad=False)
+        config = self.bundle.manifest.config
         with self._quiet():
-            native = source.float().contiguous()
-            network_noise = to_network_size(native, config)
-            fitted = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
-            embeds = one_for_each(fitted, len(source))
-            resized = network_noise is not native
-            out = torch.empty_like(network_noise) if resized else golden
-
-            def finish() -> bool:
-                if resized:
-                    golden.copy_(native + to_native_size(out - network_noise, *native.shape[2:]))
-                return math.isfinite(golden.abs().amax().item())  # NaN is the largest of all
-
-            self._path.golden(network_noise, early, embeds, out)
-            if finish():
+            embeds = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
+            embeds = one_for_each(embeds, len(source))
+            if self._write(golden, source, lambda own, out: self._path.golden(own, early, embeds, out)):
                 return golden
             # On CUDA the inputs were not looked at before: that makes the host wait, once for each.
             check_finite("noise", source)
             check_finite("prompt_embeds", prompt_embeds)
-            if self._path.again(network_noise, embeds, out) and finish():
+            if self._write(golden, source, lambda own, out: self._path.again(own, embeds, out)):
                 return golden
         raise InputError(
             f"golden noise is not finite in {golden.dtype}: expected noise of unit variance and "
@@ -269,6 +252,15 @@ class GoldenNoise:
         ]
         return "\n".join(lines)
 
+    def _check_call(self, source: Tensor, prompt_embeds: Tensor, prepared: PreparedNoise | None) -> None:
+        """The checks of a call. On CUDA they look at no values, which would make the host wait."""
+        config, finite = self.bundle.manifest.config, self.device.type == "cpu"
+        if prepared is None:
+            check_noise(source, config, self.device, self._resolution, finite=finite)
+        else:
+            self._check_prepared(prepared)
+        check_prompt_embeds(prompt_embeds, len(source), config, self.device, self._tokens, finite=finite)
+
     def _check_prepared(self, prepared: PreparedNoise) -> None:
         if prepared.engine != self.bundle.digest:
             raise InputError(
@@ -324,17 +316,38 @@ class GoldenNoise:
         def make() -> PreparedNoise:
             copy = noise.detach().clone()  # the caller may go on to change theirs
             with self._quiet():
-                native = copy.float().contiguous()
-                early = self._path.prepare(to_network_size(native, self.bundle.manifest.config))
-            return PreparedNoise(copy, early.tensor, self.bundle.digest, early.ready)
+                config = self.bundle.manifest.config
+                own = copy
+                if copy.shape[1:] != config.latent_shape:
+                    own = to_network_size(copy.float().contiguous(), config)
+                return PreparedNoise(copy, self._path.prepare(own), self.bundle.digest)
 
         return self._cache.get(key, make)
 
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
+    def _write(self, golden: Tensor, noise: Tensor, compute: Callable[[Tensor, Tensor], bool]) -> bool:
+        """Let `compute` write golden noise of the network's size from such noise; whether it is finite."""
+        config = self.bundle.manifest.config
+        if noise.shape[1:] == config.latent_shape:
+            return compute(noise, golden)
+        native = noise.float().contiguous()
+        own = to_network_size(native, config)
+        out = torch.empty_like(own)
+        finite = compute(own, out)
+        golden.copy_(native + to_native_size(out - own, *native.shape[2:]))
+        # of the native size as well: its pixels are not all in the network's
+        return finite and math.isfinite(golden.abs().amax().item())  # NaN is the largest of all
+
+    def _quiet(self) -> AbstractContextManager[object]:
         """No gradients, and the precision of the bundle whatever the caller's autocast says."""
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            yield
+        if not torch.is_autocast_enabled(self.device.type):  # to switch off what is off costs more
+            return torch.inference_mode()
+        return _without_autocast(self.device.type)
+
+
+@contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    with torch.inference_mode(), torch.autocast(device, enabled=False):
+        yield
 
 
 def _reopen(path: str, options: dict[str, Any]) -> GoldenNoise:

@@ -174,4 +174,5 @@ def _with_its_factors(bundle: EngineBundle, device: torch.device, fixture: Fixtu
         early = None
         if isinstance(steps, NPNetPass) and fixture.factors is not None:
             early = steps.spectral_half(noise, SVD(*(factor.to(device) for factor in fixture.factors)))
-        return steps.finish(early, noise, *steps.with_prompt(noise, prompt_embeds)).cpu()
+        golden, _ = steps.finish(early, noise, *steps.with_prompt(noise, prompt_embeds))
+        return golden.cpu()

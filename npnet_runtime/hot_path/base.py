@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,20 +10,23 @@ from torch import Tensor
 
 
 class Early(NamedTuple):
-    """What was computed before the prompt, None if there was nothing to; and when it is there.
+    """What was computed before the prompt, and when it is there.
 
-    `ready` is None where it is there already; on CUDA a stream that reads `tensor` waits for it first.
+    `tensor` is None if there was nothing to compute. `ready` is None where it is there already; on CUDA a
+    stream that reads `tensor` waits for it first. `stacked` (2, B, C, H, W) float32, where graphs are
+    replayed, holds the noise of the network's size and `tensor`, so that one copy brings both to a graph.
     """
 
     tensor: Tensor | None
     ready: torch.cuda.Event | None = None
+    stacked: Tensor | None = None
 
 
 class Path(Protocol):
     """Lays the two halves of a pass over a device. Safe to call from several threads.
 
-    Called in inference mode, without autocast. Noise is float32, contiguous, of the network's own size; on
-    CUDA all is ordered on the caller's current stream, but for what `prepare` says.
+    Called in inference mode, without autocast. Noise is of the network's own size, of any floating dtype and
+    any strides; on CUDA all is ordered on the caller's current stream, but for what `prepare` says.
     """
 
     def prepare(self, noise: Tensor) -> Early:
@@ -35,22 +39,30 @@ class Path(Protocol):
                 device gives NaN instead.
         """
 
-    def golden(self, noise: Tensor, early: Tensor | None, prompt_embeds: Tensor, out: Tensor) -> None:
-        """Write golden noise.
+    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
+        """Write golden noise, and wait until it is there: the inputs may be dropped afterwards.
 
         Args:
             noise: (B, C, H, W).
-            early: `prepare`'s tensor, there for the current stream; None to compute it beside the rest.
+            early: what `prepare` gave for it; None to compute it beside the rest.
             prompt_embeds: (B, tokens, width), any floating dtype, any strides.
             out: (B, C, H, W) of any floating dtype.
+
+        Returns:
+            Whether every value of `out` is finite.
         """
 
     def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
         """Try once more what gave no finite numbers from finite inputs, by a slower and more robust way.
 
         Returns:
-            Whether there is such a way.
+            As `golden`; False where there is no such way.
         """
 
     def describe(self) -> list[str]:
         """Lines for `GoldenNoise.report`."""
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the current one, which costs less where it is already."""
+    return nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device)

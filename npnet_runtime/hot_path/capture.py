@@ -6,15 +6,16 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from npnet_runtime.errors import BackendError
 from npnet_runtime.hot_path.static import Recording
 
 WARM_UP = 2  # runs before a capture: they load kernels, choose algorithms and fill caches
 _one_at_a_time = threading.Lock()
+T = TypeVar("T")
 
 
 class Capture:
@@ -32,7 +33,7 @@ class Capture:
         self._stream = torch.cuda.Stream(device)
         self._memory = torch.cuda.graph_pool_handle()
 
-    def __call__(self, compute: Callable[[], Tensor]) -> Recording:
+    def __call__(self, compute: Callable[[], T]) -> Recording[T]:
         """Run a computation a few times, then capture it.
 
         Args:

@@ -6,16 +6,18 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, NamedTuple, cast
 
+import numpy
 import torch
 from torch import Tensor
 
 from npnet_runtime.backends.pool import Pool
-from npnet_runtime.hot_path.base import Early
+from npnet_runtime.hot_path.base import Early, on_device
 from npnet_runtime.hot_path.capture import Capture
+from npnet_runtime.hot_path.finite import all_finite
 from npnet_runtime.hot_path.passes import Pass, Solver
-from npnet_runtime.hot_path.static import Recorder, StaticCall, bucket_for
+from npnet_runtime.hot_path.static import Buffer, StaticCall, bucket_for
 from npnet_runtime.hot_path.streams import MAX_CALLERS, StreamPath, overlapped
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import NetworkConfig
@@ -25,20 +27,30 @@ SOLVER: Solver = "jacobi"  # the only one that a CUDA graph can hold
 EARLY, PREPARED, WHOLE = "prepare", "prepared noise", "noise"
 
 
+class Golden(NamedTuple):
+    """What the graph of a call leaves: golden noise on the device, its largest magnitudes on the host."""
+
+    noise: Tensor
+    peaks: numpy.ndarray[Any, Any]
+
+
 @dataclass
 class Lane:
-    """What one call at a time uses: streams, buffers, graphs, and the end of its last use."""
+    """What one call at a time uses: graphs and their buffers; and a stream, for what has its own."""
 
-    record: Recorder
+    record: Capture
     stream: torch.cuda.Stream
-    done: torch.cuda.Event
-    calls: dict[tuple[str, int], StaticCall] = field(default_factory=dict)
+    calls: dict[tuple[str, int], StaticCall[Any]] = field(default_factory=dict)
 
 
 class GraphPath:
     """Replays graphs on the caller's current stream; `prepare` on a stream of its own, without waiting.
 
     A graph is captured when a size of batch is first met. Sizes are 1, 2, 4, ... and the engine's largest.
+
+    Inputs are copied into a graph's buffers, not read where they lie: any number of prepared noises may be
+    kept, used in any order and by several threads, and a graph holds addresses. Prepared noise and its
+    spectral half lie one behind the other for that, and are one copy.
 
     Args:
         new_steps: makes steps whose runs may be captured, for one graph.
@@ -70,34 +82,39 @@ class GraphPath:
         """See `Path`."""
         if not self._prepares:
             return Early(None)
-        with torch.cuda.device(self._device), self._preparations.borrow() as lane:
-            early = torch.empty_like(noise)
+        with on_device(self._device), self._preparations.borrow() as lane:
+            stacked = torch.empty(2, *noise.shape, device=self._device, dtype=torch.float32)
+            stacked[0].copy_(noise)
             # Its own stream orders the uses of the lane.
             lane.stream.wait_stream(torch.cuda.current_stream())
-            for tensor in (noise, early):
-                tensor.record_stream(lane.stream)
+            stacked.record_stream(lane.stream)
             with torch.cuda.stream(lane.stream):
                 for rows in self._chunks(len(noise)):
-                    early[rows].copy_(self._call(lane, EARLY, noise[rows]))
-                return Early(early, lane.stream.record_event())
+                    given, early = stacked[:, rows]
+                    early.copy_(self._call(lane, EARLY, len(given))(given)[: len(given)])
+                return Early(stacked[1], lane.stream.record_event(), stacked)
 
-    def golden(self, noise: Tensor, early: Tensor | None, prompt_embeds: Tensor, out: Tensor) -> None:
-        """See `Path`."""
-        inputs = (noise, prompt_embeds) if early is None else (noise, prompt_embeds, early)
-        with torch.cuda.device(self._device), self._calls.borrow() as lane:
+    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
+        """See `Path`. The host waits once for each graph replayed, and the lane is idle afterwards."""
+        with on_device(self._device), self._calls.borrow() as lane:
             current = torch.cuda.current_stream()
-            current.wait_event(lane.done)
-            for rows in self._chunks(len(noise)):
-                values = (tensor[rows] for tensor in inputs)
-                out[rows].copy_(self._call(lane, WHOLE if early is None else PREPARED, *values))
-            lane.done.record(current)
+            if early is None or early.tensor is None:
+                kind, first, axis = WHOLE, noise, 0
+            else:
+                kind, first, axis = PREPARED, _stacked(noise, early, current), 1
+            if len(out) <= self._max_batch:
+                return self._replay(lane, kind, current, first, prompt_embeds, out)
+            finite = True
+            for rows in self._chunks(len(out)):
+                part = first[rows] if axis == 0 else first[:, rows]
+                finite &= self._replay(lane, kind, current, part, prompt_embeds[rows], out[rows])
+            return finite
 
     def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
         """See `Path`: without a graph, where other solvers run."""
         log.warning("golden noise was not finite: solved again without a CUDA graph")
         self._repeated += 1
-        self._direct.golden(noise, None, prompt_embeds, out)
-        return True
+        return self._direct.golden(noise, None, prompt_embeds, out)
 
     def describe(self) -> list[str]:
         """See `Path`."""
@@ -110,38 +127,65 @@ class GraphPath:
             slice(first, min(first + self._max_batch, batch)) for first in range(0, batch, self._max_batch)
         ]
 
-    def _call(self, lane: Lane, kind: str, *inputs: Tensor) -> Tensor:
-        bucket = bucket_for(len(inputs[0]), self._max_batch)
-        if (kind, bucket) not in lane.calls:
-            lane.calls[kind, bucket] = StaticCall(
-                self._computation(kind), self._buffers(kind, bucket), lane.record
-            )
+    def _replay(
+        self, lane: Lane, kind: str, current: torch.cuda.Stream, first: Tensor, prompts: Tensor, out: Tensor
+    ) -> bool:
+        """Queue a batch of at most `max_batch`, wait, and say whether the result is finite."""
+        count = len(out)
+        golden, peaks = self._call(lane, kind, count)(first, prompts)
+        out.copy_(golden if len(golden) == count else golden[:count])
+        current.synchronize()
+        return all_finite(peaks[:count].tolist(), out.dtype)
+
+    def _call(self, lane: Lane, kind: str, count: int) -> StaticCall[Any]:
+        """The graph for a batch, captured if it is not there yet."""
+        bucket = bucket_for(count, self._max_batch)
+        call = lane.calls.get((kind, bucket))
+        if call is None:
+            compute, buffers = self._computation(kind, bucket)
+            call = lane.calls[kind, bucket] = StaticCall(compute, buffers, lane.record)
             self._captured.append(kind)
-        return lane.calls[kind, bucket](*inputs)
+        return call
 
-    def _computation(self, kind: str) -> Callable[..., Tensor]:
-        steps = self._new_steps()
-        if kind == EARLY:
-            return lambda noise: cast(Tensor, steps.before_prompt(noise, SOLVER))
-        side = torch.cuda.Stream(self._device)
-        if kind == WHOLE:
-            return lambda noise, prompts: overlapped(steps, noise, None, prompts, side, SOLVER)
-        return lambda noise, prompts, early: overlapped(steps, noise, early, prompts, side)
-
-    def _buffers(self, kind: str, bucket: int) -> tuple[Tensor, ...]:
+    def _computation(self, kind: str, bucket: int) -> tuple[Callable[..., Any], list[Buffer]]:
+        """What a graph holds, and the buffers of its inputs."""
         # Numbers like those to come: a capture is preceded by runs in earnest, and zeros have no SVD.
         generator = torch.Generator(self._device).manual_seed(0)
 
-        def draw(shape: tuple[int, ...]) -> Tensor:
-            return torch.randn(bucket, *shape, device=self._device, dtype=torch.float32, generator=generator)
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, device=self._device, dtype=torch.float32, generator=generator)
 
+        steps = self._new_steps()
         if kind == EARLY:
-            return (draw(self._latent),)
-        inputs = draw(self._latent), draw(self._text)
-        return inputs if kind == WHOLE else (*inputs, draw(self._latent))
+            return lambda noise: steps.before_prompt(noise, SOLVER), [Buffer(draw(bucket, *self._latent))]
+        side = torch.cuda.Stream(self._device)
+        pinned = torch.empty(bucket, dtype=torch.float32, pin_memory=self._device.type == "cuda")
+
+        def golden(noise: Tensor, early: Tensor | None, prompts: Tensor) -> Golden:
+            noise, peak = overlapped(steps, noise, early, prompts, side, SOLVER)
+            pinned.copy_(peak, non_blocking=True)
+            return Golden(noise, pinned.numpy())
+
+        text = Buffer(draw(bucket, *self._text))
+        if kind == WHOLE:
+            return lambda noise, prompts: golden(noise, None, prompts), [
+                Buffer(draw(bucket, *self._latent)),
+                text,
+            ]
+        stacked = Buffer(draw(2, bucket, *self._latent), axis=1)
+        return lambda given, prompts: golden(given[0], given[1], prompts), [stacked, text]
 
     def _new_lane(self) -> Lane:
-        return Lane(Capture(self._device), torch.cuda.Stream(self._device), torch.cuda.Event())
+        return Lane(Capture(self._device), torch.cuda.Stream(self._device))
 
     def _discard(self, lane: Lane) -> None:
-        torch.cuda.synchronize(self._device)  # its graphs may be running
+        torch.cuda.synchronize(self._device)  # its graphs may be running, and read what the caller drops
+
+
+def _stacked(noise: Tensor, early: Early, current: torch.cuda.Stream) -> Tensor:
+    """`early.stacked` for the current stream; made here if the same engine prepared it without graphs."""
+    if early.ready is not None:
+        current.wait_event(early.ready)
+    if early.stacked is not None:
+        return early.stacked
+    return torch.stack((noise.float(), cast(Tensor, early.tensor)))

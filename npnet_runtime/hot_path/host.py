@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.hot_path.base import Early
+from npnet_runtime.hot_path.finite import all_finite
 from npnet_runtime.hot_path.passes import Pass
 
 
@@ -24,14 +25,17 @@ class HostPath:
 
     def prepare(self, noise: Tensor) -> Early:
         """See `Path`. On the same threads as in `golden`, and so with the same bits."""
-        return Early(self._begin(noise).result())
+        return Early(self._begin(noise.float().contiguous()).result())
 
-    def golden(self, noise: Tensor, early: Tensor | None, prompt_embeds: Tensor, out: Tensor) -> None:
+    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
         """See `Path`."""
+        noise = noise.float().contiguous()
         begun = self._begin(noise) if early is None else None
         prompted = self._steps.with_prompt(noise, prompt_embeds.float().contiguous())
-        early = early if begun is None else begun.result()
-        out.copy_(self._steps.finish(early, noise, *prompted))
+        half = begun.result() if begun is not None else early and early.tensor
+        golden, peak = self._steps.finish(half, noise, *prompted)
+        out.copy_(golden)
+        return all_finite(peak.tolist(), out.dtype)
 
     def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
         """See `Path`: there is no other way."""

@@ -13,7 +13,7 @@ from npnet_kernels import (
     SVD,
     KernelError,
     choose_solver,
-    combine,
+    combine_with_peak,
     latent_to_matrix,
     matrix_to_latent,
     spectral_correction,
@@ -45,8 +45,8 @@ class Pass(Protocol):
     def with_prompt(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
         """What needs the prompt (B, tokens, width) and not `before_prompt`: the two may run side by side."""
 
-    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> Tensor:
-        """Golden noise (B, C, H, W) from the results of both."""
+    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> tuple[Tensor, Tensor]:
+        """Golden noise (B, C, H, W) from the results of both; and (B,) its largest magnitudes, or NaN."""
 
     def describe(self, device: torch.device) -> list[str]:
         """Lines for `GoldenNoise.report`."""
@@ -83,10 +83,10 @@ class NPNetPass:
         """The prompt half: scales and shifts (B, 2C), and the compact residual (B, C, n, W)."""
         return run_in_chunks(self._backend, PROMPT_HALF, self._manifest.max_batch, noise, prompt_embeds)
 
-    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> Tensor:
+    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> tuple[Tensor, Tensor]:
         """See `Pass`."""
         spectral = self.before_prompt(noise) if early is None else early
-        return combine(spectral, noise, *prompted, **self._mixing, backend=self._kernels)
+        return combine_with_peak(spectral, noise, *prompted, **self._mixing, backend=self._kernels)
 
     def describe(self, device: torch.device) -> list[str]:
         """Which SVD runs, and what the prompt half is made of, each with the reason."""
@@ -116,9 +116,10 @@ class PromptAttentionPass:
         """All of golden noise."""
         return run_in_chunks(self._backend, NETWORK, self._manifest.max_batch, noise, prompt_embeds)
 
-    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> Tensor:
+    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> tuple[Tensor, Tensor]:
         """See `Pass`."""
-        return prompted[0]
+        (golden,) = prompted
+        return golden, golden.abs().amax((1, 2, 3))
 
     def describe(self, device: torch.device) -> list[str]:
         """Nothing to choose."""

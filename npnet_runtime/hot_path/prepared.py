@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from npnet_runtime.hot_path.base import Early
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedNoise:
@@ -17,23 +19,23 @@ class PreparedNoise:
 
     Args:
         noise: (B, C, H, W), a copy of what was given.
-        spectral: (B, *config.latent_shape) float32, the finished spectral half of an NPNet; None for another
-            kind of network, which can do nothing before the prompt is known.
+        early: the work that was done.
         engine: digest of the bundle that made it.
-        ready: on CUDA, the end of the work on both tensors, which may still be going on. A call waits for it.
     """
 
     noise: Tensor
-    spectral: Tensor | None
+    early: Early
     engine: str
-    ready: torch.cuda.Event | None = None
 
-    def claim(self) -> Tensor | None:
-        """The spectral half, for use on the current stream."""
-        if self.ready is not None:
-            current = torch.cuda.current_stream(self.noise.device)
-            current.wait_event(self.ready)
-            for tensor in (self.noise, self.spectral):
-                if tensor is not None:
-                    tensor.record_stream(current)  # the caller may drop it before this stream is done
-        return self.spectral
+    @property
+    def spectral(self) -> Tensor | None:
+        """(B, *config.latent_shape) float32, the finished spectral half of an NPNet.
+
+        None for another kind of network, which can do nothing before the prompt is known.
+        """
+        return self.early.tensor
+
+    @property
+    def ready(self) -> torch.cuda.Event | None:
+        """On CUDA, the end of the work on the tensors, which may still be going on. A call waits for it."""
+        return self.early.ready

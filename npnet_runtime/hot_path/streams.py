@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.backends.pool import Pool
-from npnet_runtime.hot_path.base import Early
+from npnet_runtime.hot_path.base import Early, on_device
+from npnet_runtime.hot_path.finite import all_finite
 from npnet_runtime.hot_path.passes import Pass, Solver
 
 MAX_CALLERS = 4  # calls in flight at once, here and with graphs; each has streams and buffers of its own
@@ -23,22 +24,33 @@ class StreamPath:
     def __init__(self, steps: Pass, device: torch.device) -> None:
         self._steps, self._device = steps, device
         self._sides: Pool[torch.cuda.Stream] = Pool(
-            lambda: torch.cuda.Stream(device), MAX_CALLERS, lambda side: side.synchronize()
+            lambda: torch.cuda.Stream(device), MAX_CALLERS, lambda _: torch.cuda.synchronize(device)
         )
 
     def prepare(self, noise: Tensor) -> Early:
         """See `Path`. The SVD of this path looks at its result, so that the host waits for it."""
-        with torch.cuda.device(self._device), self._sides.borrow() as side:
+        with on_device(self._device), self._sides.borrow() as side:
+            noise = noise.float().contiguous()
             side.wait_stream(torch.cuda.current_stream())
             noise.record_stream(side)  # the caller's stream may be done with it first
             with torch.cuda.stream(side):
                 early = self._steps.before_prompt(noise)
                 return Early(early, side.record_event())
 
-    def golden(self, noise: Tensor, early: Tensor | None, prompt_embeds: Tensor, out: Tensor) -> None:
+    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
         """See `Path`."""
-        with torch.cuda.device(self._device), self._sides.borrow() as side:
-            out.copy_(overlapped(self._steps, noise, early, prompt_embeds.float().contiguous(), side))
+        with on_device(self._device), self._sides.borrow() as side:
+            if early is not None and early.ready is not None:
+                torch.cuda.current_stream().wait_event(early.ready)
+            golden, peak = overlapped(
+                self._steps,
+                noise.float().contiguous(),
+                None if early is None else early.tensor,
+                prompt_embeds.float().contiguous(),
+                side,
+            )
+            out.copy_(golden)
+            return all_finite(peak.tolist(), out.dtype)  # waits
 
     def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
         """See `Path`: there is no other way."""
@@ -56,7 +68,7 @@ def overlapped(
     prompt_embeds: Tensor,
     side: torch.cuda.Stream,
     solver: Solver = "auto",
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Golden noise, the half that needs no prompt on a side stream, joined before the last step.
 
     It may be captured in a CUDA graph with `solver="jacobi"`: the side stream joins the capture.
@@ -70,7 +82,7 @@ def overlapped(
         solver: of the SVD.
 
     Returns:
-        (B, C, H, W) float32 on the current stream.
+        As `Pass.finish`, on the current stream.
     """
     current = torch.cuda.current_stream()
     start = current.record_event()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 Clock = Counter  # how many pieces of work of each stream are sure to be done
+_host: Clock = Clock()  # what the host has waited for: all that it queues later comes after it
 
 
 class Event:
@@ -26,6 +27,7 @@ class Stream:
         self.clock: Clock = Clock()
 
     def work(self) -> Clock:
+        self.clock |= _host
         self.clock[id(self)] += 1
         return Clock(self.clock)
 
@@ -41,7 +43,7 @@ class Stream:
         self.clock |= other.clock
 
     def synchronize(self) -> None:
-        pass
+        _host.update(self.clock - _host)
 
 
 class Cuda:
@@ -50,7 +52,9 @@ class Cuda:
     Stream, Event = Stream, Event
 
     def __init__(self) -> None:
+        _host.clear()
         self._current = Stream()
+        self.waits = 0  # of the host for everything
         self.capturing = False
         self.recorded: list[tuple[int, Stream]] = []  # address and stream, of `Tensor.record_stream`
 
@@ -68,11 +72,14 @@ class Cuda:
         finally:
             self._current = before
 
+    def current_device(self) -> int:
+        return 0
+
     def is_current_stream_capturing(self) -> bool:
         return self.capturing
 
     def synchronize(self, device: object = None) -> None:
-        pass
+        self.waits += 1
 
 
 def before(first: Clock, second: Clock) -> bool:

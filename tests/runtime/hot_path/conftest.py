@@ -36,12 +36,12 @@ class Steps:
         self.note("with")
         return self._network.prompt_half(noise, prompt_embeds)
 
-    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> Tensor:
+    def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> tuple[Tensor, Tensor]:
         self.note("finish")
         scale_shift, residual = prompted
-        from npnet_kernels.reconstruction.reference import combine_reference
+        from npnet_kernels.reconstruction.reference import combine_with_peak_reference
 
-        return combine_reference(early, noise, scale_shift, residual, TEXT_WEIGHT, RESIDUAL_WEIGHT)
+        return combine_with_peak_reference(early, noise, scale_shift, residual, TEXT_WEIGHT, RESIDUAL_WEIGHT)
 
     def describe(self, device: torch.device) -> list[str]:
         return []
@@ -76,7 +76,7 @@ def expected(small_network: NPNet):
 
     def compute(noise: Tensor, prompts: Tensor) -> Tensor:
         steps = Steps(small_network)
-        return steps.finish(steps.before_prompt(noise), noise, *steps.with_prompt(noise, prompts))
+        return steps.finish(steps.before_prompt(noise), noise, *steps.with_prompt(noise, prompts))[0]
 
     assert small_network.config == SMALL
     return compute

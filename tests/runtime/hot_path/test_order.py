@@ -6,12 +6,13 @@ That the device keeps this order, and holds the graphs, is for `test_graphs_gpu.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from npnet_runtime.hot_path import GraphPath, StreamPath, graphed
+from npnet_runtime.hot_path import Early, GraphPath, StreamPath, graphed
 from npnet_runtime.hot_path.static import Recording
 from npnet_runtime.hot_path.streams import overlapped
 from support.networks import SMALL, SMALL_ATTENTION, noise_and_prompts
@@ -19,6 +20,7 @@ from support.streams import Cuda, Stream, before
 
 CPU = torch.device("cpu")
 ROUNDING = 2e-5
+T = TypeVar("T")
 
 
 class Eager:
@@ -27,9 +29,18 @@ class Eager:
     def __init__(self, device: torch.device) -> None:
         pass
 
-    def __call__(self, compute: Callable[[], Tensor]) -> Recording:
+    def __call__(self, compute: Callable[[], T]) -> Recording[T]:
         output = compute()
-        return Recording(lambda: output.copy_(compute()), output)
+
+        def replay() -> None:
+            for kept, fresh in zip(_tensors(output), _tensors(compute()), strict=True):
+                kept.copy_(fresh)
+
+        return Recording(replay, output)
+
+
+def _tensors(output: Tensor | graphed.Golden) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else (output.noise, torch.from_numpy(output.peaks))
 
 
 @pytest.fixture
@@ -43,9 +54,9 @@ def clocks(steps) -> dict:
     return dict(steps.ran)
 
 
-def run(path, noise: Tensor, prompts: Tensor, early: Tensor | None = None) -> Tensor:
+def run(path, noise: Tensor, prompts: Tensor, early: Early | None = None) -> Tensor:
     out = torch.empty_like(noise)
-    path.golden(noise, early, prompts, out)
+    assert path.golden(noise, early, prompts, out)
     return out
 
 
@@ -53,7 +64,7 @@ class TestOverlap:
     def test_side_by_side_then_joined(self, steps, cuda: Cuda, expected) -> None:
         noise, prompts = noise_and_prompts(SMALL, 2)
         start = cuda.current_stream().work()
-        given = overlapped(steps, noise, None, prompts, Stream())
+        given, _ = overlapped(steps, noise, None, prompts, Stream())
         at = clocks(steps)
         assert before(start, at["before"])
         assert before(start, at["with"])
@@ -99,13 +110,13 @@ class TestPrepare:
     def test_its_input_outlives_it(self, either, cuda: Cuda) -> None:
         noise, _ = noise_and_prompts(SMALL, 2)
         either.prepare(noise)
-        streams = [stream for pointer, stream in cuda.recorded if pointer == noise.data_ptr()]
+        streams = [stream for _, stream in cuda.recorded]  # of the noise, or of its copy
         assert streams
         assert cuda.current_stream() not in streams
 
     def test_same_bits(self, either) -> None:
         noise, prompts = noise_and_prompts(SMALL, 3)
-        early = either.prepare(noise).tensor
+        early = either.prepare(noise)
         assert torch.equal(run(either, noise, prompts, early), run(either, noise, prompts))
 
 
@@ -115,7 +126,7 @@ class TestGraphs:
         noise, prompts = noise_and_prompts(SMALL, batch)
         wanted = expected(noise, prompts)
         torch.testing.assert_close(run(path, noise, prompts), wanted, atol=ROUNDING, rtol=0)
-        early = path.prepare(noise).tensor
+        early = path.prepare(noise)
         torch.testing.assert_close(run(path, noise, prompts, early), wanted, atol=ROUNDING, rtol=0)
 
     def test_one_graph_a_size(self, path: GraphPath) -> None:
@@ -133,24 +144,77 @@ class TestGraphs:
         assert steps.solvers == ["auto"]
         assert "calls repeated without: 1" in path.describe()[0]
 
-    def test_buffers_wait_for_their_last_use_on_another_stream(self, path, steps, cuda: Cuda) -> None:
+    def test_the_host_waits_before_buffers_are_lent_again(
+        self, path: GraphPath, steps, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever stream the next caller is on; and what the call read may be dropped."""
+        free: list[int] = []
+        wait = Stream.synchronize
+
+        def synchronize(stream: Stream) -> None:
+            free.append(len(path._calls._free))
+            wait(stream)
+
+        monkeypatch.setattr(Stream, "synchronize", synchronize)
         run(path, *noise_and_prompts(SMALL, 1))
-        first = clocks(steps)["finish"]
-        with cuda.stream(Stream()):
-            assert not before(first, cuda.current_stream().work())
-            run(path, *noise_and_prompts(SMALL, 1))
-            assert before(first, clocks(steps)["with"])
+        assert free == [0]
+        assert before(clocks(steps)["finish"], Stream().work())
 
     def test_calls_and_preparations_share_nothing(self, path, steps, cuda: Cuda) -> None:
         """They run on different streams, and the graphs of a lane have one memory."""
         noise, prompts = noise_and_prompts(SMALL, 1)
-        early = path.prepare(noise).tensor
+        early = path.prepare(noise)
         busy = clocks(steps)["before"]
-        run(path, noise, prompts, early)
         run(path, noise, prompts)
         assert not before(busy, clocks(steps)["with"])
+        run(path, noise, prompts, early)
         kinds = [{kind for kind, _ in lane.calls} for lane in (*path._calls._free, *path._preparations._free)]
         assert kinds == [{"noise", "prepared noise"}, {"prepare"}]
+
+    def test_many_prepared_noises_in_any_order(self, path: GraphPath, expected) -> None:
+        _, prompts = noise_and_prompts(SMALL, 2)
+        noises = [noise_and_prompts(SMALL, 2, seed)[0] for seed in range(4)]
+        prepared = [path.prepare(noise) for noise in noises]
+        for index in (2, 0, 3, 3, 1, 0, 2):
+            wanted = expected(noises[index], prompts)
+            given = run(path, noises[index], prompts, prepared[index])
+            torch.testing.assert_close(given, wanted, atol=ROUNDING, rtol=0)
+
+    def test_what_was_prepared_without_graphs(self, path: GraphPath, steps, cuda: Cuda) -> None:
+        """By another object of the same engine."""
+        noise, prompts = noise_and_prompts(SMALL, 2)
+        early = StreamPath(steps, CPU).prepare(noise)
+        made = clocks(steps)["before"]
+        assert torch.equal(run(path, noise, prompts, early), run(path, noise, prompts))
+        assert before(made, clocks(steps)["finish"])
+
+    @pytest.mark.parametrize("batch", [2, 5])
+    def test_says_what_is_not_finite(self, either, batch: int) -> None:
+        """In every part of a batch beyond the engine's largest, of rows in use only."""
+        noise, prompts = noise_and_prompts(SMALL, batch)
+        out = torch.empty_like(noise)
+        for row in range(batch):
+            broken = prompts.clone()
+            broken[row, 0, 0] = torch.nan
+            assert not either.golden(noise, None, broken, out)
+            assert out[row].isnan().all()
+        assert either.golden(noise, None, prompts, out)
+        assert either.golden(noise[:1], None, prompts[:1], out[:1])
+
+    def test_too_large_for_the_callers_dtype(self, either) -> None:
+        noise, prompts = noise_and_prompts(SMALL, 1)
+        large = prompts * 1e6  # the scale follows
+        assert either.golden(noise, None, large, torch.empty_like(noise))
+        out = torch.empty_like(noise, dtype=torch.float16)
+        assert not either.golden(noise, None, large, out)
+        assert out.isinf().any()
+
+    def test_an_error_waits_for_the_device(self, either, steps, cuda: Cuda, monkeypatch) -> None:
+        """What it queued may read what the caller drops."""
+        monkeypatch.setattr(type(steps), "finish", _fail)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            run(either, *noise_and_prompts(SMALL, 1))
+        assert cuda.waits == 1
 
     def test_an_error_costs_the_buffers_only(self, path: GraphPath, steps, monkeypatch) -> None:
         noise, prompts = noise_and_prompts(SMALL, 1)
@@ -164,7 +228,7 @@ class TestGraphs:
     def test_a_network_with_nothing_to_prepare(self, steps, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(graphed, "Capture", Eager)
         path = GraphPath(lambda: steps, StreamPath(steps, CPU), SMALL_ATTENTION, CPU, 3)
-        assert path.prepare(torch.zeros(1, *SMALL_ATTENTION.latent_shape)) == (None, None)
+        assert path.prepare(torch.zeros(1, *SMALL_ATTENTION.latent_shape)) == Early(None)
         assert not steps.ran
 
 
