@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from npnet_runtime.hot_path import Path as HotPath
 from npnet_runtime.hot_path.caches import Cache, content_key
 from npnet_runtime.hot_path.passes import SIGNS, capture_obstacle, make_pass
 from npnet_runtime.hot_path.prepared import PreparedNoise
+from npnet_runtime.hot_path.static import buckets
 from npnet_runtime.inputs.checks import (
     check_finite,
     check_noise,
@@ -196,6 +197,42 @@ class GoldenNoise:
         finite = self.device.type == "cpu"
         check_noise(noise, self.bundle.manifest.config, self.device, self._resolution, finite=finite)
         return self._prepare(noise, key)
+
+    @device_errors()
+    def warm_up(self, *, batches: Sequence[int] | None = None, callers: int = 1) -> None:
+        """Do ahead what the first calls would: compile kernels, capture a CUDA graph for each size of batch.
+
+        A server calls it once before it takes requests: the first call of a size otherwise takes seconds, and
+        while one is captured, other threads may not free or pin memory of CUDA's; on torch before 2.13 not
+        even draw random numbers.
+
+        Args:
+            batches: sizes to expect; all that the engine has buffers for if left out.
+            callers: threads that will call at once, each of which gets graphs of its own, up to 4.
+
+        Raises:
+            InputError: a number that is not positive.
+            BackendError: as in a call.
+        """
+        self._check_process()
+        max_batch = self.bundle.manifest.max_batch
+        sizes = buckets(max_batch) if batches is None else sorted({*batches})
+        for number in (callers, *sizes):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise InputError(
+                    f"warm_up: expected positive numbers of rows and callers, given {batches} and {callers}"
+                )
+        config = self.bundle.manifest.config
+        with self._quiet():
+            self._path.warm_up(sizes, callers)
+        for batch in sizes:
+            generator = torch.Generator(self.device).manual_seed(0)
+            noise, prompts = (
+                torch.randn(batch, *shape, device=self.device, generator=generator)
+                for shape in (config.latent_shape, config.text_shape)
+            )
+            self(self.prepare(noise), prompts)
+            self(noise, prompts)
 
     def attach(self, pipe: Any, *, given_latents: Literal["golden", "as-is"] = "golden") -> None:
         """Make every call of a diffusers pipeline start from golden noise.

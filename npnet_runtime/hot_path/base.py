@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
@@ -57,6 +58,13 @@ class Path(Protocol):
 
         Returns:
             As `golden`; False where there is no such way.
+        """
+
+    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+        """Make ahead what calls with these sizes of batch from so many threads at once would make.
+
+        Raises:
+            BackendError: too little memory, or the device refuses.
         """
 
     def describe(self) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from npnet_runtime.errors import BackendError
 
 
@@ -18,13 +20,23 @@ class GraphChoice:
         return f"CUDA graphs: {'on' if self.captured else 'off'}: {self.reason}"
 
 
-def choose_graphs(asked: bool | None, device: str, obstacles: tuple[str | None, ...]) -> GraphChoice:
+# While torch before this release captures, random numbers drawn on the device by another thread raise.
+QUIET_CAPTURE = (2, 13)
+
+
+def choose_graphs(
+    asked: bool | None,
+    device: str,
+    obstacles: tuple[str | None, ...],
+    torch_version: str = torch.__version__,
+) -> GraphChoice:
     """Decide on CUDA graphs.
 
     Args:
         asked: True for graphs or an error, False for none, None for graphs wherever they can be had.
         device: `cpu` or `cuda`.
         obstacles: why the parts of a call cannot be captured; None for each that can.
+        torch_version: before 2.13 graphs have to be asked for.
 
     Raises:
         BackendError: graphs were asked for, and cannot be had.
@@ -34,6 +46,12 @@ def choose_graphs(asked: bool | None, device: str, obstacles: tuple[str | None, 
     found = [obstacle for obstacle in obstacles if obstacle]
     if device != "cuda":
         found = [f"the engine runs on the {device}"]
+    if not found and asked is None and _release(torch_version) < QUIET_CAPTURE:
+        return GraphChoice(
+            False,
+            f"while torch {torch_version} captures, random numbers of other threads raise: torch>=2.13, or "
+            f"cuda_graphs=True and warm_up() before there are other threads",
+        )
     if not found:
         return GraphChoice(True, "every part of a call can be captured; cuda_graphs=False turns them off")
     if asked:
@@ -42,3 +60,7 @@ def choose_graphs(asked: bool | None, device: str, obstacles: tuple[str | None, 
             f"{'; '.join(found)}. Leave cuda_graphs out, or pass cuda_graphs=False"
         )
     return GraphChoice(False, "; ".join(found))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])

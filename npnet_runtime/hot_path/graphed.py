@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -81,7 +82,7 @@ class GraphPath:
     def prepare(self, noise: Tensor) -> Early:
         """See `Path`."""
         if not self._prepares:
-            return Early(None)
+            return Early(None, torch.cuda.current_stream(self._device).record_event())
         with on_device(self._device), self._preparations.borrow() as lane:
             stacked = torch.empty(2, *noise.shape, device=self._device, dtype=torch.float32)
             stacked[0].copy_(noise)
@@ -98,10 +99,12 @@ class GraphPath:
         """See `Path`. The host waits once for each graph replayed, and the lane is idle afterwards."""
         with on_device(self._device), self._calls.borrow() as lane:
             current = torch.cuda.current_stream()
+            if early is not None and early.ready is not None:
+                current.wait_event(early.ready)
             if early is None or early.tensor is None:
                 kind, first, axis = WHOLE, noise, 0
             else:
-                kind, first, axis = PREPARED, _stacked(noise, early, current), 1
+                kind, first, axis = PREPARED, _stacked(noise, early), 1
             if len(out) <= self._max_batch:
                 return self._replay(lane, kind, current, first, prompt_embeds, out)
             finite = True
@@ -115,6 +118,19 @@ class GraphPath:
         log.warning("golden noise was not finite: solved again without a CUDA graph")
         self._repeated += 1
         return self._direct.golden(noise, None, prompt_embeds, out)
+
+    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+        """See `Path`: all graphs, for each of the lanes that so many callers use."""
+        kinds = [(self._calls, WHOLE)]
+        if self._prepares:
+            kinds += [(self._calls, PREPARED), (self._preparations, EARLY)]
+        with on_device(self._device):
+            for pool, kind in kinds:
+                with ExitStack() as borrowed:
+                    lanes = [borrowed.enter_context(pool.borrow()) for _ in range(min(callers, MAX_CALLERS))]
+                    for lane in lanes:
+                        for batch in batches:
+                            self._call(lane, kind, min(batch, self._max_batch))
 
     def describe(self) -> list[str]:
         """See `Path`."""
@@ -182,10 +198,8 @@ class GraphPath:
         torch.cuda.synchronize(self._device)  # its graphs may be running, and read what the caller drops
 
 
-def _stacked(noise: Tensor, early: Early, current: torch.cuda.Stream) -> Tensor:
-    """`early.stacked` for the current stream; made here if the same engine prepared it without graphs."""
-    if early.ready is not None:
-        current.wait_event(early.ready)
+def _stacked(noise: Tensor, early: Early) -> Tensor:
+    """`early.stacked`; made here if the same engine prepared it without graphs."""
     if early.stacked is not None:
         return early.stacked
     return torch.stack((noise.float(), cast(Tensor, early.tensor)))

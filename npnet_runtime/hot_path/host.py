@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -40,6 +41,9 @@ class HostPath:
     def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
         """See `Path`: there is no other way."""
         return False
+
+    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+        """See `Path`: nothing is kept."""
 
     def describe(self) -> list[str]:
         """See `Path`."""

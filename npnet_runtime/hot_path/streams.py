@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,9 @@ class StreamPath:
     def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
         """See `Path`: there is no other way."""
         return False
+
+    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+        """See `Path`: nothing is kept but what kernels and libraries keep of a first call."""
 
     def describe(self) -> list[str]:
         """See `Path`."""

@@ -253,6 +253,13 @@ class TestManners:
             golden(noise, prompts)
         assert resident() - before < 20e6
 
+    def test_warm_up(self, golden: GoldenNoise) -> None:
+        golden.warm_up(batches=[1, 3], callers=2)
+        golden.warm_up()
+        for wrong in ({"batches": [0]}, {"batches": [1.5]}, {"callers": 0}, {"callers": True}):
+            with pytest.raises(InputError, match="warm_up: expected positive numbers"):
+                golden.warm_up(**wrong)
+
     def test_report(self, golden: GoldenNoise) -> None:
         report = golden.report()
         assert f"{golden.bundle.manifest.engine} on cpu: accepted" in report

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,20 @@ def test_other_threads_work_on_during_a_capture(bundles: dict[str, EngineBundle]
         stop.set()
         thread.join()
     assert errors == []
+
+
+def test_nothing_is_captured_after_the_warm_up(bundles: dict[str, EngineBundle]) -> None:
+    golden = GoldenNoise(bundles["fp16"], device="cuda", cuda_graphs=True)
+    golden.warm_up(batches=[1, 2], callers=2)
+    standin = import_module("standin")
+    before = len(standin.graphs())
+    for batch in (1, 2):
+        noise, prompts = inputs(golden, batch)
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(golden, golden.prepare(noise), prompts) for _ in range(4)]:
+                done.result()
+        golden(noise, prompts)
+    assert len(standin.graphs()) == before
 
 
 def test_no_garbage_is_collected_during_a_capture() -> None:

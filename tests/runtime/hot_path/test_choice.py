@@ -26,7 +26,7 @@ from support.networks import SHAPES, SMALL, SMALL_ATTENTION
     ],
 )
 def test_choice(asked, device: str, obstacles: tuple, captured: bool, said: str) -> None:
-    choice = choose_graphs(asked, device, obstacles)
+    choice = choose_graphs(asked, device, obstacles, "2.13.0+cu130")
     assert choice.captured is captured
     assert said in str(choice)
 
@@ -35,6 +35,15 @@ def test_choice(asked, device: str, obstacles: tuple, captured: bool, said: str)
 def test_asked_for_in_vain(device: str, obstacle: str | None) -> None:
     with pytest.raises(BackendError, match=r"given one that they cannot: .*pass cuda_graphs=False"):
         choose_graphs(True, device, (obstacle, None))
+
+
+@pytest.mark.parametrize(("asked", "captured"), [(None, False), (True, True), (False, False)])
+def test_torch_whose_captures_disturb_others(asked: bool | None, captured: bool) -> None:
+    """Graphs have to be asked for, and whoever leaves it open hears why there are none."""
+    choice = choose_graphs(asked, "cuda", (None,), "2.11.0+cu130")
+    assert choice.captured is captured
+    if asked is None:
+        assert "torch>=2.13, or cuda_graphs=True and warm_up()" in str(choice)
 
 
 def test_what_the_svd_allows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,20 @@ class TestPrepare:
         assert streams
         assert cuda.current_stream() not in streams
 
+    def test_a_call_on_another_stream_waits_for_it(
+        self, cuda: Cuda, steps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also for the copy of the noise, where there is nothing else to prepare."""
+        monkeypatch.setattr(graphed, "Capture", Eager)
+        path = GraphPath(lambda: steps, StreamPath(steps, CPU), SMALL_ATTENTION, CPU, 3)
+        monkeypatch.setattr(type(steps), "before_prompt", lambda *_: None)
+        monkeypatch.setattr(type(steps), "finish", lambda self, *_: (self.note("finish"), _fail()))
+        copied = cuda.current_stream().work()
+        early = path.prepare(torch.zeros(1, *SMALL_ATTENTION.latent_shape))
+        with cuda.stream(Stream()), pytest.raises(RuntimeError):
+            run(path, *noise_and_prompts(SMALL, 1), early)
+        assert before(copied, clocks(steps)["with"])
+
     def test_same_bits(self, either) -> None:
         noise, prompts = noise_and_prompts(SMALL, 3)
         early = either.prepare(noise)
@@ -128,6 +142,19 @@ class TestGraphs:
         torch.testing.assert_close(run(path, noise, prompts), wanted, atol=ROUNDING, rtol=0)
         early = path.prepare(noise)
         torch.testing.assert_close(run(path, noise, prompts, early), wanted, atol=ROUNDING, rtol=0)
+
+    def test_warm_up_captures_all_there_will_be(self, path: GraphPath) -> None:
+        path.warm_up([1, 2, 3], callers=2)
+        assert path.describe()[0].startswith(
+            "graphs captured: 6 for noise, 6 for prepared noise, 6 for prepare"
+        )
+        said = path.describe()
+        for batch in (1, 2, 3):
+            noise, prompts = noise_and_prompts(SMALL, batch)
+            with path._calls.borrow(), path._preparations.borrow():  # somebody else's
+                run(path, noise, prompts, path.prepare(noise))
+                run(path, noise, prompts)
+        assert path.describe() == said
 
     def test_one_graph_a_size(self, path: GraphPath) -> None:
         for batch in (1, 2, 3, 2, 1, 3):
@@ -228,7 +255,8 @@ class TestGraphs:
     def test_a_network_with_nothing_to_prepare(self, steps, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(graphed, "Capture", Eager)
         path = GraphPath(lambda: steps, StreamPath(steps, CPU), SMALL_ATTENTION, CPU, 3)
-        assert path.prepare(torch.zeros(1, *SMALL_ATTENTION.latent_shape)) == Early(None)
+        early = path.prepare(torch.zeros(1, *SMALL_ATTENTION.latent_shape))
+        assert early.tensor is None
         assert not steps.ran
 
 
