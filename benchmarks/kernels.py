@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 BATCHES = [1, 4, 16, 64]
+OPERATORS = [
+    "svd", "reconstruct", "combine", "text_affine", "prompt_half", "window_attention", "fused_linear"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, nargs="+", metavar="B", help="default: 1 4 16 64 (1 2 interpreted)"
     )
-    parser.add_argument(
-        "--operator", choices=["svd", "reconstruct", "combine", "text_affine"], help="default: all"
-    )
+    parser.add_argument("--operator", choices=OPERATORS, help="default: all")
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--repeats", type=int, help="rounds (default: 50, 1 interpreted)")
     parser.add_argument("--seconds", type=float, help="about how long the timing of a case may take")
@@ -117,11 +118,13 @@ def measure(options: argparse.Namespace, device: Any, roofline: Any, failed: dic
     """
     import torch
 
-    from kernels_cases import MAKERS, Sizes
+    import kernels_cases
+    import kernels_prompt_half
+    from kernels_cases import Sizes
 
     sizes = Sizes(latent=8, tokens=5, dim=96) if options.interpret else Sizes()
     batches = options.batch or ([1, 2] if options.interpret else BATCHES)
-    for operator, make in MAKERS.items():
+    for operator, make in (kernels_cases.MAKERS | kernels_prompt_half.MAKERS).items():
         if options.operator not in (None, operator):
             continue
         for batch in batches:

@@ -64,9 +64,9 @@ class Case:
 def svd_case(batch: int, sizes: Sizes, device: torch.device, _: torch.dtype) -> Case:
     """Judged by `U diag(f) Vh` with |f| = 5 % of s, which is all that the network does with the factors."""
     n = 2 * sizes.latent
-    matrix = _draw(batch, n, n, seed=batch).to(device)
+    matrix = draw(batch, n, n, seed=batch).to(device)
     exact = torch.linalg.svd(matrix.cpu().double())
-    f = (0.05 * exact.S * _draw(batch, n, seed=1)).float().to(device)
+    f = (0.05 * exact.S * draw(batch, n, seed=1)).float().to(device)
 
     def correction(factors: SVD) -> Tensor:
         return (factors.u.float() * f.unsqueeze(1)) @ factors.vh.float()
@@ -101,10 +101,10 @@ def svd_case(batch: int, sizes: Sizes, device: torch.device, _: torch.dtype) -> 
 def reconstruct_case(batch: int, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     """Everything after the two halves of the network."""
     h, c = sizes.latent, sizes.channels
-    noise = _draw(batch, c, h, h, seed=batch).to(device, dtype)
+    noise = draw(batch, c, h, h, seed=batch).to(device, dtype)
     factors = svd(latent_to_matrix(noise.float().cpu()))
-    f = 0.05 * factors.s * _draw(batch, 2 * h, seed=1)
-    scale_shift, residual = _draw(batch, 2 * c, seed=2), _draw(batch, c, sizes.compact_rows, h, seed=3)
+    f = 0.05 * factors.s * draw(batch, 2 * h, seed=1)
+    scale_shift, residual = draw(batch, 2 * c, seed=2), draw(batch, c, sizes.compact_rows, h, seed=3)
     operands = [x.to(device) for x in (factors.u, f, factors.vh, scale_shift, residual)]
 
     def composition(
@@ -113,13 +113,13 @@ def reconstruct_case(batch: int, sizes: Sizes, device: torch.device, dtype: torc
         spectral = spectral_reference(noise, u, f, vh)
         return combine_reference(spectral, noise, scales, residual, *WEIGHTS.values())
 
-    compiled = _compiled(composition, device)
+    compiled = compiled_if_on_a_gpu(composition, device)
     half = dtype != torch.float32
     n, size = 2 * h, c * h * h
     moved = batch * (2 * size * dtype.itemsize + 4 * (2 * n * n + n + 2 * c + c * sizes.compact_rows * h))
     return Case(
         "reconstruct", batch, lambda: reconstruct(noise, *operands, **WEIGHTS, backend="triton"),
-        {"pytorch": lambda: composition(noise, *operands), **_maybe(compiled, noise, *operands)},
+        {"pytorch": lambda: composition(noise, *operands), **maybe(compiled, noise, *operands)},
         lambda: composition(*(x.cpu().double() for x in (noise, *operands))), 8e-3 if half else 1e-4,
         moved, batch * (2 * n**3 + 8 * size),
     )  # fmt: skip
@@ -129,24 +129,24 @@ def combine_case(batch: int, sizes: Sizes, device: torch.device, dtype: torch.dt
     """The part of the reconstruction that waits for the prompt, when the spectral part came ahead of time."""
     h, c = sizes.latent, sizes.channels
     noise, spectral = (
-        _draw(batch, c, h, h, seed=batch).to(device, dtype),
-        _draw(batch, c, h, h, seed=1).to(device),
+        draw(batch, c, h, h, seed=batch).to(device, dtype),
+        draw(batch, c, h, h, seed=1).to(device),
     )
-    scale_shift = _draw(batch, 2 * c, seed=2).to(device)
-    residual = _draw(batch, c, sizes.compact_rows, h, seed=3).to(device)
+    scale_shift = draw(batch, 2 * c, seed=2).to(device)
+    residual = draw(batch, c, sizes.compact_rows, h, seed=3).to(device)
     operands = (spectral, noise, scale_shift, residual)
 
     def composition(*operands: Tensor) -> Tensor:
         return combine_reference(*operands, *WEIGHTS.values())
 
-    compiled = _compiled(composition, device)
+    compiled = compiled_if_on_a_gpu(composition, device)
     half = dtype != torch.float32
     size = c * h * h
     return Case(
         "combine",
         batch,
         lambda: combine(*operands, **WEIGHTS, backend="triton"),
-        {"pytorch": lambda: composition(*operands), **_maybe(compiled, *operands)},
+        {"pytorch": lambda: composition(*operands), **maybe(compiled, *operands)},
         lambda: composition(*(x.cpu().double() for x in operands)),
         8e-3 if half else 1e-4,
         batch * (size * (2 * dtype.itemsize + 4) + 4 * (2 * c + c * sizes.compact_rows * h)),
@@ -157,20 +157,20 @@ def combine_case(batch: int, sizes: Sizes, device: torch.device, dtype: torch.dt
 def affine_case(batch: int, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     """The product of all of a prompt's embeddings with 8 rows of weights."""
     outputs, terms = 2 * sizes.channels, sizes.tokens * sizes.dim
-    prompt = _draw(batch, sizes.tokens, sizes.dim, seed=batch).to(device, dtype)
-    weight = (_draw(outputs, terms, seed=1) / terms**0.5).to(device, dtype)
-    bias = _draw(outputs, seed=2).to(device)
+    prompt = draw(batch, sizes.tokens, sizes.dim, seed=batch).to(device, dtype)
+    weight = (draw(outputs, terms, seed=1) / terms**0.5).to(device, dtype)
+    bias = draw(outputs, seed=2).to(device)
 
     def composition(prompt: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.nn.functional.linear(prompt.flatten(1), weight, bias.to(weight.dtype))
 
-    compiled = _compiled(composition, device)
+    compiled = compiled_if_on_a_gpu(composition, device)
     half = dtype != torch.float32
     return Case(
         "text_affine", batch, lambda: text_affine(prompt, weight, bias, backend="triton"),
         {
             "pytorch": lambda: composition(prompt, weight, bias).float(),
-            **_maybe(compiled, prompt, weight, bias),
+            **maybe(compiled, prompt, weight, bias),
             "reference": lambda: text_affine_reference(prompt, weight, bias),
         },
         lambda: composition(*(x.cpu().double() for x in (prompt, weight, bias))), 1e-2 if half else 1e-4,
@@ -187,13 +187,16 @@ MAKERS: dict[str, Callable[[int, Sizes, torch.device, torch.dtype], Case]] = {
 """Operator -> its case at a batch. On a CPU device the kernels run in the interpreter."""
 
 
-def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor] | None:
+def compiled_if_on_a_gpu(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
+    """The function by `torch.compile`, where that is a fair rival."""
     return torch.compile(function) if device.type == "cuda" else None
 
 
-def _maybe(compiled: Callable[..., Tensor] | None, *operands: Tensor) -> dict[str, Run]:
+def maybe(compiled: Callable[..., Tensor] | None, *operands: Tensor) -> dict[str, Run]:
+    """A rival, if there is one."""
     return {"torch.compile": lambda: compiled(*operands)} if compiled else {}
 
 
-def _draw(*shape: int, seed: int) -> Tensor:
+def draw(*shape: int, seed: int) -> Tensor:
+    """Standard normal values, float32 on the CPU."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -66,6 +66,7 @@ def _on_a_gpu(out: Path) -> tuple[Piece, ...]:
         _tests("test-kernels", "Do the compiled kernels and solvers compute what their references do?",
                "tests/kernels/test_cuda.py"),
         _triton("jacobi"),  # a kernel whose programs wait for one another: it has to end
+        _triton("prompt_half"),
         _tests("test-torch", "Is golden noise of the torch engine right, in three precisions?",
                "tests/runtime/test_gpu.py", "-k", "not aoti- and not onnxruntime- and not tensorrt-"),
         _latency(out, "torch", "fp16", "How fast is golden noise, in half precision?", 1, 4),
@@ -73,6 +74,9 @@ def _on_a_gpu(out: Path) -> tuple[Piece, ...]:
                "tests/runtime/hot_path", "-k", "not aoti and not tensorrt"),
         _benchmark("kernels-svd", "How fast is the SVD, beside its rivals?", "kernels.py",
                    "--operator", "svd", "--seconds", "20", "--out", _named(out / "kernels-svd")),
+        _benchmark("kernels-prompt-half", "How fast is the prompt half, beside PyTorch's layers?",
+                   "kernels.py", "--operator", "prompt_half", "--seconds", "20",
+                   "--out", _named(out / "kernels-prompt-half")),
         _latency(out, "aoti", "fp16", "How much do kernels compiled ahead of time gain?", 1, 4),
         _tests("test-aoti", "Is golden noise of the AOTInductor engine right?",
                "tests/runtime/test_gpu.py", "-k", "aoti-"),
@@ -82,7 +86,7 @@ def _on_a_gpu(out: Path) -> tuple[Piece, ...]:
             _benchmark(f"kernels-{operator}", f"How far from the device's ceiling is {operator}?",
                        "kernels.py", "--operator", operator, "--seconds", "10",
                        "--out", _named(out / f"kernels-{operator}"))
-            for operator in ("combine", "reconstruct", "text_affine")
+            for operator in ("combine", "reconstruct", "text_affine", "window_attention", "fused_linear")
         ),
         _benchmark("pipeline", "What does golden noise add to a call of SDXL?", "pipeline_overhead.py",
                    "--rounds", "5", "--steps", "4", "30", "--size", "full", "--output", _named(out)),
@@ -96,7 +100,7 @@ def _on_a_gpu(out: Path) -> tuple[Piece, ...]:
         *(
             _triton(path.stem.removeprefix("test_"))
             for path in sorted((ROOT / "tests/kernels/on_triton").glob("test_*.py"))
-            if path.stem != "test_jacobi"
+            if path.stem not in ("test_jacobi", "test_prompt_half")
         ),
         _tests("test-other-graphs", "Do graphs of the other engines work?",
                "tests/runtime/hot_path", "-k", "aoti or tensorrt"),

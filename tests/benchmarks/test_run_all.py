@@ -46,7 +46,8 @@ def test_plan(cuda: bool) -> None:
 
 def test_the_most_important_question_comes_first() -> None:
     names = [piece.name for piece in PLANS[True]]
-    assert names[:4] == ["test-kernels", "test-triton-jacobi", "test-torch", "latency-torch-fp16"]
+    kernels = ["test-kernels", "test-triton-jacobi", "test-triton-prompt_half"]
+    assert names[:5] == [*kernels, "test-torch", "latency-torch-fp16"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

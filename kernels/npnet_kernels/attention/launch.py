@@ -33,9 +33,16 @@ def launch_window_attention(
         tokens, width, windows, window_tokens, head_width, bias_windows,
         SCALE=head_width**-0.5, EPS=eps, PRECISION=product_precision(x.dtype),
         TOKENS=_padded(window_tokens), HEAD=_padded(head_width),
-        BLOCK_K=16 if x.dtype == torch.float32 else 32, BLOCK_S=64, num_warps=4,
+        BLOCK_K=_terms_at_once(width, x.dtype), BLOCK_S=64, num_warps=4,
     )  # fmt: skip
     return out
+
+
+def _terms_at_once(width: int, dtype: torch.dtype) -> int:
+    """More would spill float32's registers, or be beyond the shared memory of consumer GPUs."""
+    if dtype == torch.float32:
+        return 16
+    return 64 if width % 64 == 0 else 32
 
 
 def _padded(n: int) -> int:
