@@ -4,8 +4,8 @@
 
 `run` is that of a stand-in for a GPU: real CUDA builds of PyTorch and Triton over libraries that do nothing,
 which counts what they are asked to do (the module `standin`). A call of cuBLAS counts as one node; a real one
-may launch several kernels. Host time is that of Python and PyTorch on this CPU, without the driver; a copy is done
-by this CPU too, so that in larger batches it is most of what is timed.
+may launch several kernels. Host time is that of Python and PyTorch on this CPU, without the driver;
+a copy is done by this CPU too, so that in larger batches it is most of what is timed.
 """
 
 from __future__ import annotations

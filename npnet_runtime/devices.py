@@ -10,6 +10,7 @@ import torch
 from npnet_runtime.errors import BackendError
 
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_TRITON = ("Triton Error", "Failed to find C compiler")
 _FORKED = (
     "CUDA was initialised before this process was forked, and cannot be used in it: start processes with the "
     "method 'spawn', or use CUDA in the children only"
@@ -57,7 +58,7 @@ def device_errors() -> Iterator[None]:
     Also a decorator. Anything else passes.
 
     Raises:
-        BackendError: too little memory, or CUDA refused the work.
+        BackendError: too little memory, CUDA refused the work, or Triton cannot compile for the device.
     """
     try:
         yield
@@ -73,4 +74,18 @@ def device_errors() -> Iterator[None]:
                 f"{text.splitlines()[0]}\nIs the current stream, or one that made an input, destroyed? After "
                 f"other errors CUDA works only in a new process"
             ) from error
+        if any(words in text for words in _TRITON):
+            raise _no_kernels(text) from error
         raise
+    except Exception as error:
+        if type(error).__module__.startswith("triton."):  # their only common base class is Exception
+            raise _no_kernels(str(error).strip()) from error
+        raise
+
+
+def _no_kernels(text: str) -> BackendError:
+    return BackendError(
+        f"Triton cannot compile or launch the kernels here: {text.splitlines()[0]}\n"
+        f"it needs a C compiler (apt install gcc), a folder it can write (TRITON_CACHE_DIR), and a driver no "
+        f"older than its CUDA; GoldenNoise(..., kernels='torch') does without, more slowly"
+    )

@@ -13,6 +13,13 @@ from npnet_runtime.devices import cuda_problem, device_errors, resolve_device
 from npnet_runtime.errors import BackendError, InputError
 from support.networks import SMALL, noise_and_prompts
 
+
+class TritonError(Exception):
+    """Triton's own have no base class but this."""
+
+    __module__ = "triton.runtime.errors"
+
+
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update it"
 
 
@@ -67,6 +74,17 @@ class TestErrors:
             (
                 RuntimeError("CUDA error: invalid resource handle\nmore"),
                 "handle\nIs the current stream.*destroyed",
+            ),
+            (
+                RuntimeError(
+                    "Triton Error [CUDA]: the provided PTX was compiled with an unsupported toolchain."
+                ),
+                "unsupported toolchain.*\n.*a driver no older than its CUDA.*kernels='torch'",
+            ),
+            (RuntimeError("Failed to find C compiler. Please specify"), "apt install gcc"),
+            (
+                TritonError("ptxas fatal : no such architecture"),
+                "Triton cannot compile.*no such architecture",
             ),
         ],
     )

@@ -150,6 +150,25 @@ def test_no_garbage_is_collected_during_a_capture() -> None:
     assert not any(freed)
 
 
+def test_too_little_memory_to_capture(bundles: dict[str, EngineBundle]) -> None:
+    """An error that says what to do, and none of the calls after it suffers."""
+    golden = GoldenNoise(bundles["fp16"], device="cuda", cuda_graphs=True)
+    given = inputs(golden)
+    golden(*given)
+    larger = inputs(golden, 8)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        with pytest.raises(BackendError, match=r"out of memory(.|\n)*(cuda_graphs=False|smaller batch)"):
+            golden(*larger)
+        assert not torch.cuda.is_current_stream_capturing()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    golden(*given)
+    golden(*larger)
+
+
 def test_float32_engines_refuse_tf32(bundles: dict[str, EngineBundle]) -> None:
     golden = GoldenNoise(bundles["fp32"], device="cuda", cuda_graphs=False)
     torch.set_float32_matmul_precision("high")
