@@ -135,7 +135,7 @@ class GraphPath:
     def describe(self) -> list[str]:
         """See `Path`."""
         captured = ", ".join(f"{count} for {kind}" for kind, count in Counter(self._captured).items())
-        svd = f", svd by {SOLVER}" if self._prepares else ""
+        svd = f", svd by {SOLVER} in all of them" if self._prepares else ""
         return [f"graphs captured: {captured or 'none yet'}{svd}; calls repeated without: {self._repeated}"]
 
     def _chunks(self, batch: int) -> list[slice]:
