@@ -49,6 +49,14 @@ def test_nodes(precision: str, bundles: dict[str, EngineBundle]) -> None:
         for row in count(bundles[precision], batch):
             assert row["nodes"] <= LIMITS[row["graph"]], row
             assert row.get("host_waits", 1) <= 1, row
+            # To a graph and from it: all that the host queues for a call, whatever the network.
+            assert row.get("operations", 0) <= 6, row
+
+
+def test_nodes_of_a_package(tmp_path: Path) -> None:
+    """AOTInductor builds our kernels in, and adds next to nothing."""
+    for row in count(build(tmp_path / "engine", "aoti", "fp16", 2), 2):
+        assert row["nodes"] <= LIMITS[row["graph"]], row
 
 
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "10.0", "12.0"])
