@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from npnet_training.errors import PromptsError
+from npnet_training.prompt_files import read_rows
 
 COLUMNS = ("prompt", "caption", "text", "Prompts")
 LONGEST = 10_000  # characters; no text encoder reads as many
@@ -27,9 +26,9 @@ def read_prompts(source: str) -> Iterator[Prompt]:
     """Prompts in the order of their source, duplicates as they are, blank ones left out.
 
     Args:
-        source: a file: `.csv` and `.jsonl` with a column `prompt`, `caption` or `text`, any other with a
-            prompt a line; `hub:OWNER/DATASET[:SPLIT[:COLUMN]]`, streamed; or
-            `shapes:train|held-out:COUNT[:SEED]`.
+        source: a file, gzipped or not: `.csv`, `.tsv`, `.json` and `.jsonl` with a column `prompt`, `caption`
+            or `text`, a JSON list of prompts, any other with a prompt a line;
+            `hub:OWNER/DATASET[:SPLIT[:COLUMN]]`, streamed; or `shapes:train|held-out:COUNT[:SEED]`.
 
     Raises:
         PromptsError: missing, malformed, or without a prompt. A line's error is raised when it is reached.
@@ -39,7 +38,7 @@ def read_prompts(source: str) -> Iterator[Prompt]:
     elif source.startswith("hub:"):
         found = _hub(source)
     else:
-        found = _file(Path(source))
+        found = (_prompt(row, where) for where, row in read_rows(Path(source)))
     empty = True
     for prompt in found:
         if len(prompt.text) > LONGEST:
@@ -90,33 +89,9 @@ def _hub(source: str) -> Iterator[Prompt]:
         raise PromptsError(f"{source}: cannot read the dataset ({type(error).__name__}: {error})") from error
 
 
-def _file(path: Path) -> Iterator[Prompt]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                rows, number = csv.DictReader(file, strict=True), 1
-                number += rows.line_num if rows.fieldnames else 0  # where the next row begins
-                for row in rows:
-                    yield _prompt(dict(row), f"{path}:{number}")
-                    number = rows.line_num + 1
-                return
-            for number, line in enumerate(file, 1):
-                if path.suffix != ".jsonl":
-                    yield Prompt(line.strip())
-                elif line.strip():
-                    yield _prompt(json.loads(line), f"{path}:{number}")
-    except json.JSONDecodeError as error:
-        raise PromptsError(f"{path}:{number}: expected a JSON object, given {error.doc[:60]!r}") from error
-    except csv.Error as error:
-        raise PromptsError(
-            f"{path}:{number}: expected comma-separated values, quotes closed and doubled inside ({error})"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptsError(f"{path}: expected a file of prompts in UTF-8 ({error})") from error
-
-
 def _prompt(row: Any, where: str, column: str | None = None) -> Prompt:
+    if isinstance(row, str):
+        return Prompt(row.strip())
     if isinstance(row, dict):
         for name in (column,) if column else COLUMNS:
             if isinstance(row.get(name), str):

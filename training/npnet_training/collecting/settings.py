@@ -19,7 +19,7 @@ class CollectSettings(Settings):
     model: str
     """A diffusers folder, a repository of the hub, a registered model, or the embedded shapes."""
     prompts: str
-    """File of prompts (text, .csv, .jsonl), hub:OWNER/DATASET, or shapes:train:COUNT[:SEED]."""
+    """File of prompts (text, .csv, .tsv, .json, .jsonl), hub:OWNER/DATASET, or shapes:train:COUNT[:SEED]."""
     output: Path | str
     """Folder of the dataset, or a URL of fsspec such as s3://BUCKET/FOLDER."""
     revision: str | None = None

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from npnet_training.demo.settings import DemoSettings
 from npnet_training.errors import DemoError, PromptsError
+from npnet_training.prompt_files import SUFFIXES, kind_of
 from npnet_training.prompts import read_prompts
 from npnet_training.shapes.grammar import Facts, ShapesError, prompts
 
 RESULTS = "demo.json"
 _MOST = 20_000  # held-out prompts; there are about three times as many
-_FILES = (".txt", ".csv", ".jsonl")
 _MODULES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 
 
@@ -42,7 +42,7 @@ def _read(source: str) -> Iterator[Facts]:
                 f"--prompts: expected 1 to {_MOST} held-out prompts, in digits, given {source}"
             )
         yield from map(Facts.parse, prompts("held-out", int(source)))
-    elif source.startswith("shapes:") or Path(source).suffix in _FILES or _is_file(source):
+    elif source.startswith("shapes:") or kind_of(Path(source)) in SUFFIXES or _is_file(source):
         for number, prompt in enumerate(read_prompts(source), 1):
             try:
                 yield Facts.parse(prompt.text)
