@@ -15,6 +15,7 @@ form                      layout
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,11 @@ from npnet_runtime.networks.registry import (
     network_from_state,
 )
 from npnet_runtime.weights.models import MODELS
+from npnet_runtime.weights.pickled import load_pickled
 from npnet_runtime.weights.published import GROUPS, TEXT_GROUPS, is_unused, published_name
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PREFIX = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
 FORMAT, FORMAT_VERSION = "npnet-runtime-checkpoint", 1
 
 
@@ -77,7 +80,8 @@ def read(path: str | Path, config: NetworkConfig | None = None) -> Checkpoint:
     if not path.is_file():
         found = "a directory" if path.is_dir() else "no such file"
         raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
-    tensors, metadata = _load_safetensors(path) if _is_safetensors(path) else _load_pth(path)
+    tensors, metadata = _load_safetensors(path) if _is_safetensors(path) else (load_pickled(path), {})
+    tensors = _without_prefixes(path, tensors)
     if FORMAT in metadata:
         form, given = FORMAT, _parse_config(path, metadata[FORMAT])
         if config is not None and given != config:
@@ -140,27 +144,15 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         raise CheckpointError(f"{path}: truncated or damaged safetensors file ({error})") from error
 
 
-def _load_pth(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling foreign bytes may raise anything
-        with path.open("rb") as file:
-            pointer = file.read(7) == b"version"
-        found = "a git-lfs pointer; run git lfs pull" if pointer else "a truncated, damaged or foreign file"
-        # Not torch's own text, which advises to load it without `weights_only`.
+def _without_prefixes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By their names in the network, which one that was wrapped or compiled saves behind prefixes."""
+    plain = {_PREFIX.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
         raise CheckpointError(
-            f"{path}: expected a checkpoint that holds tensors only (.pth or .safetensors), "
-            f"given {found} ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: expected a dict of state dicts, given {type(content).__name__}")
-    tensors: dict[str, Tensor] = {}
-    for group, value in content.items():
-        items = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for key, tensor in items:
-            if isinstance(tensor, Tensor):
-                tensors[f"{group}.{key}" if key is not None else str(group)] = tensor
-    return tensors, {}
+            f"{path}: expected each tensor once, given some both with and without `module.` or `_orig_mod.` "
+            f"in their names; keep one of them"
+        )
+    return plain
 
 
 def own_config(path: str | Path) -> NetworkConfig | None:

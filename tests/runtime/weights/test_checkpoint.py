@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -74,6 +76,50 @@ def write_flat(state: State) -> State:
     return {published_name(name): value.clone() for name, value in state.items()}
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("inside", [False, True])
+def test_prefixes_of_wrapped_modules(prefix: str, inside: bool, small_state: State, tmp_path: Path) -> None:
+    """Of a whole network, or of each of its state dicts."""
+
+    def named(name: str) -> str:
+        group, dot, key = name.partition(".")
+        return f"{group}.{prefix}{key}" if inside and dot else prefix + name
+
+    flat = {named(name): tensor for name, tensor in write_flat(small_state).items()}
+    torch.save(flat, tmp_path / "a.pth")
+    save_file(flat, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        given = checkpoint.read(tmp_path / name, SMALL).state
+        assert all(torch.equal(given[key], value) for key, value in small_state.items())
+
+
+def test_a_tensor_under_two_names(small_state: State, tmp_path: Path) -> None:
+    flat = write_flat(small_state)
+    torch.save(flat | {f"module.{name}": tensor for name, tensor in flat.items()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="expected each tensor once"):
+        checkpoint.read(tmp_path / "a.pth", SMALL)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+def test_what_trainers_save_beside_weights(wrapper: str, small_state: State, tmp_path: Path) -> None:
+    content = {
+        wrapper: write_flat(small_state), "optimizer": {"state": {0: {"step": torch.ones(1)}}},
+        "loss": np.float64(0.5), "best": np.float32(1), "curve": np.arange(3.0),
+        "options": argparse.Namespace(lr=np.float64(1e-4), name="a"),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "a.pth")
+    given = checkpoint.read(tmp_path / "a.pth", SMALL).state
+    assert all(torch.equal(given[key], value) for key, value in small_state.items())
+
+
+def test_objects_are_named(small_state: State, tmp_path: Path) -> None:
+    torch.save(write_flat(small_state) | {"where": tmp_path}, tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointError, match=r"objects of pathlib.* beside them, .*safetensors.torch.save_file"
+    ):
+        checkpoint.read(tmp_path / "a.pth", SMALL)
+
+
 class Exploit:
     """Unpickling this would run code."""
 
@@ -116,7 +162,7 @@ def test_truncated(form: str, keep: float, small_state: State, tmp_path: Path) -
     ("content", "said"),
     [
         ([1, 2], "expected a dict of state dicts, given list"),
-        ({"model": {"weight": torch.ones(2)}}, "no NPNet checkpoint.*given model"),
+        ({"model": {"weight": torch.ones(2)}}, "no NPNet checkpoint.*given weight"),
         ({}, "no NPNet checkpoint.*no tensors"),
         ({"unet_svd": "text"}, "no NPNet checkpoint"),
     ],
