@@ -252,6 +252,28 @@ class TestAllElseIsAsBefore:
         golden.attach(sdxl)
         assert np.array_equal(run(sdxl), plain)
 
+    def test_weights_stored_in_eight_bits(self, golden: GoldenNoise, pipe: Any, run: Run) -> None:
+        """They are cast where they are used: the noise has the dtype of that."""
+        denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+        denoiser.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        assert any(weight.dtype == torch.float8_e4m3fn for weight in denoiser.parameters())
+        plain = run(pipe)
+        golden.attach(pipe)
+        assert np.array_equal(run(pipe), plain)
+
+    @pytest.mark.parametrize("also", [(), ("text_encoder", "text_encoder_2")])
+    def test_a_denoiser_without_parameters(
+        self, golden: GoldenNoise, sdxl: Any, run: Run, also: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one by TensorRT, or with weights of a kind of its own."""
+        plain = run(sdxl)
+        golden.attach(sdxl)
+        for name in ("unet", *also):
+            monkeypatch.setattr(getattr(sdxl, name), "parameters", lambda recurse=True: iter(()))
+            monkeypatch.setattr(type(getattr(sdxl, name)), "dtype", torch.float32)
+            monkeypatch.setattr(type(getattr(sdxl, name)), "device", torch.device("cpu"))
+        assert np.array_equal(run(sdxl), plain)
+
     def test_methods_alone(self, golden: GoldenNoise, sdxl: Any) -> None:
         """Outside of a call nothing is golden."""
 

@@ -7,6 +7,7 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from npnet_runtime.errors import PipelineError
@@ -111,10 +112,23 @@ class Call:
             return None
         count = prompts * (given.get("num_images_per_prompt") or 1)
         shape = (count, *self._golden.bundle.manifest.config.latent_shape)
-        # of its first weight: diffusers' `dtype` walks through all modules, which takes milliseconds
-        dtype = next(denoiser(self.pipe).parameters()).dtype
+        dtype = _computes_in(self.pipe)
+        if dtype is None:
+            return None
         draw = Draw(shape, dtype, self._golden.device, given.get("generator"))
         return draw if draw.foreseeable and count else None
+
+
+def _computes_in(pipe: Any) -> torch.dtype | None:
+    """The dtype of the first weight that is not stored smaller than it is used; None if there is none.
+
+    diffusers' own `dtype` walks through all modules, which takes milliseconds.
+    """
+    for part in (denoiser(pipe), *(getattr(pipe, name, None) for name in ("text_encoder_2", "text_encoder"))):
+        for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
+            if weight.dtype in (torch.float16, torch.bfloat16, torch.float32):
+                return weight.dtype
+    return None
 
 
 @functools.cache
