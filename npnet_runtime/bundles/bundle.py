@@ -51,6 +51,8 @@ class EngineBundle:
                 f"{path}: expected the folder of an engine bundle, found {found}; "
                 f"make one with: npnet-export --model sdxl --output {path}"
             )
+        # A process may change its folder before the files are read, or the path is pickled.
+        path = path.absolute()
         return cls(path, Manifest.read(path), sha256(path / FILENAME))
 
     def read(self, name: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -333,6 +334,18 @@ class TestDetach:
         golden.detach(sdxl)
         assert np.array_equal(run(copied), images)
         assert np.array_equal(run(deep), images)
+
+    def test_pickled(
+        self, text_bundle: EngineBundle, sdxl: Any, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With its engine, found where it was opened, whatever folder the process is in by then."""
+        monkeypatch.chdir(text_bundle.path.parent)
+        golden = GoldenNoise(text_bundle.path.name, device="cpu")
+        golden.attach(sdxl)
+        monkeypatch.chdir(tmp_path)
+        copied = pickle.loads(pickle.dumps(sdxl))  # before a call: transformers hooks what cannot be pickled
+        assert type(copied) is type(sdxl)
+        assert np.array_equal(run(copied), run(sdxl))
 
 
 class TestAhead:

@@ -35,6 +35,9 @@ class Attachment:
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Attachment, (self.golden, self.given_latents)  # a thread cannot be pickled
+
 
 # Per thread and per nesting: a callback of one pipeline may call another.
 _current: ContextVar[Call | None] = ContextVar("npnet_call", default=None)
@@ -96,6 +99,15 @@ def _call_of(pipe: object) -> Call | None:
     return call if call is not None and call.pipe is pipe else None
 
 
+def _restore(plain: Any, attachment: Attachment | None) -> Any:
+    """A pipeline without state, attached as the pickled or copied one was."""
+    pipe = plain.__new__(plain)
+    if attachment is not None:
+        pipe.__dict__[ATTRIBUTE] = attachment
+        pipe.__class__ = _attached_class(plain)
+    return pipe
+
+
 @functools.cache
 def _attached_class(plain: Any) -> type:
     """The subclass of a pipeline class whose calls start from golden noise. It holds no state."""
@@ -138,10 +150,16 @@ def _attached_class(plain: Any) -> type:
             self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents
         )
 
-    wrapped = {
+    def __reduce_ex__(self: Any, protocol: Any) -> tuple[Any, ...]:
+        # By the plain class: this one cannot be found under its name.
+        state = {name: value for name, value in self.__dict__.items() if name != ATTRIBUTE}
+        return _restore, (plain, _attachment(self)), state
+
+    wrapped: dict[str, Any] = {
         method.__name__: functools.wraps(getattr(plain, method.__name__))(method)
         for method in (__call__, encode_prompt, prepare_latents)
     }
+    wrapped["__reduce_ex__"] = __reduce_ex__
     # The name of the plain class: `save_pretrained` writes it down.
     names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(plain.__name__, (plain,), wrapped | names)
