@@ -144,7 +144,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first or last >= 2**63:
+        if last >= 2**63:
+            raise ValueError(f"expected seeds of at most 2^63 - 1 = {2**63 - 1}, given {text!r}")
+        if last < first:
             raise ValueError(f"expected seeds as in 0-7 or 1,5,9, given {text!r}")
         if last - first >= 100_000:
             raise ValueError(f"expected fewer than 100,000 seeds, given {text!r}")

@@ -238,6 +238,11 @@ def test_seeds() -> None:
     for wrong in ("", "-1", "1-", "3-1", "0x1", f"{2**63}", "0-999999"):
         with pytest.raises(ValueError, match="expected"):
             parse_seeds(wrong)
+    assert parse_seeds(f"{2**63 - 1}") == (2**63 - 1,)
+    with pytest.raises(
+        ValueError, match=r"at most 2\^63 - 1 = 9223372036854775807, given '9223372036854775808'"
+    ):
+        parse_seeds(f"{2**63}")
 
 
 def test_filenames_tell_prompts_apart() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from npnet_training.errors import SettingsError
 from npnet_training.settings import WHOLE, Settings, parse, validate
@@ -111,3 +111,36 @@ def test_unknown_flags(capsys: pytest.CaptureFixture[str]) -> None:
 def test_validate_names_the_place() -> None:
     with pytest.raises(SettingsError, match=r"pairs.json: --model: Field required"):
         validate(Outer, {}, "pairs.json")
+
+
+class Checked(Settings):
+    """Two settings that must agree."""
+
+    batch: int = 4
+    """Images at once."""
+    seeds: int = 2
+    """Seeds of a prompt."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("expected an even number")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Checked:
+        if self.batch % self.seeds:
+            raise ValueError(f"batch {self.batch} must be a multiple of seeds {self.seeds}")
+        return self
+
+
+def test_errors_of_checks_are_said_as_they_are() -> None:
+    """Without pydantic's announcement; and those of several settings without a flag that is none."""
+    for arguments, said in (
+        (("--seeds", "3"), "--seeds: expected an even number, given '3'\nsee npnet-thing --help"),
+        (("--seeds", "6"), "batch 4 must be a multiple of seeds 6\nsee npnet-thing --help"),
+    ):
+        with pytest.raises(SettingsError) as raised:
+            parse(Checked, "npnet-thing", arguments)
+        assert str(raised.value) == said

@@ -151,5 +151,7 @@ def _explain(error: ValidationError | ParsingError) -> str:
     for problem in error.errors(include_url=False):
         flag = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
         given = "" if problem["type"] == "missing" else f", given {problem['input']!r}"
-        lines.append(f"{flag}: {problem['msg']}{given}")
+        own = problem["type"] == "value_error"  # raised by a check of ours, which pydantic announces as such
+        said = str(problem["ctx"]["error"]) if own else problem["msg"]
+        lines.append(f"{flag}: {said}{given}" if problem["loc"] else said)  # of several settings at once
     return "\n".join(lines)

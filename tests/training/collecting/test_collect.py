@@ -377,7 +377,7 @@ class TestCommand:
             (["--ray", "local", "--gpus", "1.5", "--device", "cuda"], "whole number or below 1, given 1.5"),
             (
                 ["--output", "s4://bucket/x"],
-                "--output: Value error, s4://bucket/x: expected a folder, or a URL",
+                "--output: s4://bucket/x: expected a folder, or a URL",
             ),
             (["--output", "memory://"], "expected a folder after memory://"),
         ],
