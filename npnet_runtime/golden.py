@@ -14,7 +14,7 @@ from torch import Tensor
 
 from npnet_kernels import KernelError, choose_backend
 from npnet_kernels.backends import Backend as Kernels
-from npnet_kernels.backends import has_triton
+from npnet_kernels.backends import has_triton, interpreting
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.devices import device_errors, resolve_device
@@ -104,7 +104,9 @@ class GoldenNoise:
         self._process = os.getpid()
         self._kernels = kernels
         try:
-            self._chosen_kernels = choose_backend(kernels, device=self.device.type, has_triton=has_triton())
+            self._chosen_kernels = choose_backend(
+                kernels, device=self.device.type, has_triton=has_triton(), interpreting=interpreting()
+            )
         except KernelError as error:
             raise BackendError(f"kernels: {error}") from error
         loaded, self._candidates = load_backend(self.bundle, self.device, backend, kernels)

@@ -1,13 +1,19 @@
 """NPNet's prompt half, all of it by kernels, against its layers in float32."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from npnet_export import ExportSettings, export
+from npnet_export.weights import WeightsRequest
 from npnet_kernels.backends import interpreting
+from npnet_runtime import GoldenNoise
 from npnet_runtime.networks.fused import FusedPromptHalf
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import network_from_state
-from support.networks import SHAPES, noise_and_prompts, parity_state
+from npnet_runtime.weights import checkpoint
+from support.networks import SHAPES, SMALL, noise_and_prompts, parity_state
 
 # Relative to the largest value, after a dozen layers.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -52,3 +58,20 @@ def test_a_result_does_not_depend_on_its_batch(device: torch.device, full_size: 
         for batch in (1, 2, 5):
             alone = half(noise[:batch], prompts[:batch])
             assert all(torch.equal(one, both[:batch]) for one, both in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_in_golden_noise(precision: str, device: torch.device, tmp_path: Path) -> None:
+    """All the way: the engine runs the kernels that were asked for, and says so."""
+    checkpoint.write(tmp_path / "small.safetensors", parity_state(SMALL), SMALL)
+    weights = WeightsRequest(None, str(tmp_path / "small.safetensors"))
+    settings = ExportSettings(weights, tmp_path / "engine", "small", "torch", precision, device=str(device))
+    bundle = export(settings)
+    inputs = tuple(tensor.to(device) for tensor in noise_and_prompts(SMALL, 2))
+    kernels, layers = (GoldenNoise(bundle, device=device, kernels=kind) for kind in ("triton", "torch"))
+    assert "prompt half: triton (requested)" in kernels.report()
+    assert "prompt half: torch (requested)" in layers.report()
+    # Prepared ahead: the interpreter runs one kernel at a time, and the halves are on two threads.
+    given, expected = kernels(kernels.prepare(inputs[0]), inputs[1]), layers(*inputs)
+    assert not torch.equal(given, expected)
+    assert (given - expected).abs().max() <= {"fp32": 2e-5, "bf16": 5e-2}[precision]
