@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.backends import launchable
+from npnet_kernels.tiles import DOT, power_of_two
 
 _BLOCK_B = 16  # the smallest side of tl.dot, for every batch: a row does not depend on its neighbours
 _BLOCK_K = 256
@@ -26,7 +27,7 @@ def launch_text_affine(prompt_embeds: Tensor, weight: Tensor, bias: Tensor) -> T
     x = prompt_embeds.reshape(batch, terms)
     x = x if x.stride(1) == 1 else x.contiguous()
     slices = -(-terms // _BLOCK_K)
-    padded = max(16, 1 << (outputs - 1).bit_length())
+    padded = power_of_two(outputs, DOT)
     partial = torch.empty(slices, batch, outputs, dtype=torch.float32, device=weight.device)
     launchable(partial_kernel)[(slices,)](
         x, weight, partial, batch, outputs, terms, x.stride(0), weight.stride(0), weight.stride(1),

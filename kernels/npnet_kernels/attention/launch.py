@@ -5,6 +5,7 @@ from torch import Tensor
 
 from npnet_kernels.backends import launchable
 from npnet_kernels.rows.reference import product_precision
+from npnet_kernels.tiles import DOT, power_of_two
 
 
 def launch_window_attention(
@@ -32,7 +33,7 @@ def launch_window_attention(
         bias.contiguous(), score_bias.contiguous(), out,
         tokens, width, windows, window_tokens, head_width, bias_windows,
         SCALE=head_width**-0.5, EPS=eps, PRECISION=product_precision(x.dtype),
-        TOKENS=_padded(window_tokens), HEAD=_padded(head_width),
+        TOKENS=power_of_two(window_tokens, DOT), HEAD=power_of_two(head_width, DOT),
         BLOCK_K=_terms_at_once(width, x.dtype), BLOCK_S=64, num_warps=4,
     )  # fmt: skip
     return out
@@ -43,8 +44,3 @@ def _terms_at_once(width: int, dtype: torch.dtype) -> int:
     if dtype == torch.float32:
         return 16
     return 64 if width % 64 == 0 else 32
-
-
-def _padded(n: int) -> int:
-    """A power of two, and no less than the smallest side of `tl.dot`."""
-    return max(16, 1 << (n - 1).bit_length())

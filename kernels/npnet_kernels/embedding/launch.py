@@ -6,6 +6,7 @@ from torch import Tensor
 from npnet_kernels.backends import launchable
 from npnet_kernels.rows.reference import product_precision
 from npnet_kernels.statistics.launch import launch_statistics
+from npnet_kernels.tiles import DOT, power_of_two
 
 
 def launch_embed_patches(
@@ -39,6 +40,6 @@ def launch_embed_patches(
         channels, height * image_width, patches, patch_pixels, width, statistics.chunks,
         GROUP_EPS=group_eps, EPS=eps, CHUNK=statistics.chunk, CHUNKS=statistics.padded_chunks,
         PRECISION=product_precision(torch.float32), BLOCK_M=block_m,
-        WIDTH=max(16, 1 << (width - 1).bit_length()), BLOCK_K=16, num_warps=4,
+        WIDTH=power_of_two(width, DOT), BLOCK_K=16, num_warps=4,
     )  # fmt: skip
     return out

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.backends import launchable
+from npnet_kernels.tiles import power_of_two
 
 
 def launch_residual_map(
@@ -29,6 +30,6 @@ def launch_residual_map(
     launchable(residual_kernel)[(side, -(-columns // block_x), batch)](
         x.contiguous(), index, norm_weight.contiguous(), norm_bias.contiguous(), column_index,
         weight.contiguous(), bias.contiguous(), out, tokens, width, side, channels, columns,
-        EPS=eps, SIDE=1 << (side - 1).bit_length(), BLOCK_X=block_x, BLOCK_S=256, num_warps=4,
+        EPS=eps, SIDE=power_of_two(side), BLOCK_X=block_x, BLOCK_S=256, num_warps=4,
     )  # fmt: skip
     return out

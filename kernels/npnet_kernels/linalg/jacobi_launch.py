@@ -15,6 +15,7 @@ from npnet_kernels.linalg import jacobi_kernels as kernels
 from npnet_kernels.linalg import persistent_kernel
 from npnet_kernels.linalg.driver import Driver, driver_for
 from npnet_kernels.linalg.schedule import ALPHA, Schedule, schedule_for
+from npnet_kernels.tiles import power_of_two
 
 PROGRAMS_PER_SM = 2
 """Programs of the persistent kernel that fit one multiprocessor of any supported GPU; a test holds it."""
@@ -155,7 +156,7 @@ class _Run:
         return self.side, self.side, self.batch
 
     def _count(self) -> int:
-        return 1 << (self.side**2 - 1).bit_length()
+        return power_of_two(self.side**2)
 
     def _blocks(self, precision: str) -> dict[str, int | str]:
         tiling = self.tiling

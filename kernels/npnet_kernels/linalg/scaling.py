@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.backends import has_triton
+from npnet_kernels.tiles import power_of_two
 
 _CHUNK = 1024
 
@@ -40,7 +41,5 @@ def normalise_by_kernels(matrix: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.empty(lead, dtype=torch.float64, device=matrix.device)
     grid = (chunks, batch)
     kernels.largest_kernel[grid](matrix, largest, size, BLOCK=_CHUNK)
-    kernels.scale_kernel[grid](
-        matrix, largest, wide, scale, size, BLOCK=_CHUNK, CHUNKS=1 << (chunks - 1).bit_length()
-    )
+    kernels.scale_kernel[grid](matrix, largest, wide, scale, size, BLOCK=_CHUNK, CHUNKS=power_of_two(chunks))
     return wide, scale

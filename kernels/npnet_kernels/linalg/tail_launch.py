@@ -5,6 +5,7 @@ from torch import Tensor
 
 from npnet_kernels.linalg import tail_kernels as kernels
 from npnet_kernels.linalg.tail import CLUSTER, LARGEST_ANGLE, Finished, Rotations
+from npnet_kernels.tiles import power_of_two
 
 _BLOCK = 32
 
@@ -36,7 +37,7 @@ class EntrywiseKernels:
         settled = torch.empty(batch, grid[0] * grid[1], dtype=torch.int32, device=t.device)
         kernels.rotations_kernel[grid](
             t.contiguous(), grams.contiguous(), change, s, settled, n, CLUSTER, LARGEST_ANGLE,
-            BLOCK=_BLOCK, SIDE=_power_of_two(n),
+            BLOCK=_BLOCK, SIDE=power_of_two(n),
         )  # fmt: skip
         return Rotations(change, s, settled)
 
@@ -46,7 +47,7 @@ class EntrywiseKernels:
         grid = _grid(x[0])
         worst = x.new_empty(batch, grid[0] * grid[1])
         kernels.worst_entry_kernel[grid](
-            grams.contiguous(), x, s, worst, n, BLOCK=_BLOCK, SIDE=_power_of_two(n)
+            grams.contiguous(), x, s, worst, n, BLOCK=_BLOCK, SIDE=power_of_two(n)
         )
         return worst
 
@@ -60,7 +61,7 @@ class EntrywiseKernels:
         residual, tiles = x.new_empty(batch), worst.shape[-1]
         kernels.finish_kernel[_grid(x[0])](
             x, s, worst, settled, scale, u, values, vh, residual, n, tiles, poison or 0.0,
-            POISON=poison is not None, BLOCK=_BLOCK, TILES=_power_of_two(tiles),
+            POISON=poison is not None, BLOCK=_BLOCK, TILES=power_of_two(tiles),
         )  # fmt: skip
         return Finished(u, values, vh, residual)
 
@@ -68,7 +69,3 @@ class EntrywiseKernels:
 def _grid(matrix: Tensor) -> tuple[int, int, int]:
     side = -(-matrix.shape[-1] // _BLOCK)
     return side, side, matrix.shape[0]
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()

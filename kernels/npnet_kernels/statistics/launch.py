@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels.backends import launchable
+from npnet_kernels.tiles import power_of_two
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNKS_WANTED = 1024, 8192, 256
 
@@ -24,7 +25,7 @@ class Statistics(NamedTuple):
     @property
     def padded_chunks(self) -> int:
         """The power of two that a kernel holds them in."""
-        return 1 << (self.chunks - 1).bit_length()
+        return power_of_two(self.chunks)
 
 
 def launch_statistics(noise: Tensor, peak: Tensor | None = None) -> Statistics:
@@ -36,8 +37,7 @@ def launch_statistics(noise: Tensor, peak: Tensor | None = None) -> Statistics:
 
     batch, channels, height, width = noise.shape
     size = channels * height * width
-    wanted = 1 << (-(-size // _CHUNKS_WANTED) - 1).bit_length()
-    chunk = min(max(wanted, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    chunk = min(power_of_two(-(-size // _CHUNKS_WANTED), _SMALLEST_CHUNK), _LARGEST_CHUNK)
     chunks = -(-size // chunk)
     partial = torch.empty(batch, 2, chunks, dtype=torch.float32, device=noise.device)
     launchable(statistics_kernel)[(chunks, batch)](
