@@ -63,7 +63,7 @@ def device_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error).strip() or type(error).__name__
+        text = _said(error)
         if isinstance(error, MemoryError) or any(words in text for words in _MEMORY):
             raise BackendError(
                 f"too little memory: {text.splitlines()[0]}\n"
@@ -79,8 +79,12 @@ def device_errors() -> Iterator[None]:
         raise
     except Exception as error:
         if type(error).__module__.startswith("triton."):  # their only common base class is Exception
-            raise _no_kernels(str(error).strip()) from error
+            raise _no_kernels(_said(error)) from error
         raise
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
 
 
 def _no_kernels(text: str) -> BackendError:

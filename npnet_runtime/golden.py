@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from npnet_kernels import KernelError, choose_backend
+from npnet_kernels import KernelError
 from npnet_kernels.backends import Backend as Kernels
-from npnet_kernels.backends import has_triton, interpreting
+from npnet_kernels.backends import choose_here
 from npnet_runtime.backends import load_backend
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.devices import device_errors, resolve_device
@@ -104,9 +104,7 @@ class GoldenNoise:
         self._process = os.getpid()
         self._kernels = kernels
         try:
-            self._chosen_kernels = choose_backend(
-                kernels, device=self.device.type, has_triton=has_triton(), interpreting=interpreting()
-            )
+            self._chosen_kernels = choose_here(kernels, self.device)
         except KernelError as error:
             raise BackendError(f"kernels: {error}") from error
         loaded, self._candidates = load_backend(self.bundle, self.device, backend, kernels)

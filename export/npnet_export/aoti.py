@@ -16,7 +16,7 @@ from npnet_export.request import Binding, BuildRequest
 from npnet_kernels import text_affine
 from npnet_runtime.backends.aoti_backend import SUFFIX
 from npnet_runtime.backends.machine import cuda_capabilities, this_platform
-from npnet_runtime.networks.fused import FusedPromptHalf, choose_form
+from npnet_runtime.networks.fused import fused_form
 from npnet_runtime.networks.graphs import graphs
 from npnet_runtime.networks.npnet import PromptHalf
 from npnet_runtime.networks.registry import network_from_state
@@ -43,9 +43,7 @@ def compiled_form(part: nn.Module) -> nn.Module:
     """The module that is compiled in place of a part of the network, in eval mode."""
     if not isinstance(part, PromptHalf):
         return part.eval()
-    device = part.text_affine.weight.device
-    by_kernels = choose_form(part.config.swin, device).backend == "triton"
-    return (FusedPromptHalf(part).to(device) if by_kernels else _PromptHalf(part)).eval()
+    return (fused_form(part, part.text_affine.weight.device) or _PromptHalf(part)).eval()
 
 
 def write_aoti(request: BuildRequest) -> Binding:

@@ -65,12 +65,14 @@ def choose_backend(
     return BackendChoice("triton", "CUDA inputs and Triton installed")
 
 
+def choose_here(requested: str, device: torch.device) -> BackendChoice:
+    """`choose_backend` for a device of this machine, with what is installed and asked for in this process."""
+    return choose_backend(requested, device=device.type, has_triton=has_triton(), interpreting=interpreting())
+
+
 def backend_for(x: Tensor, requested: str) -> str:
     """The implementation for operands living with `x`."""
-    choice = choose_backend(
-        requested, device=x.device.type, has_triton=has_triton(), interpreting=interpreting()
-    )
-    return choice.backend
+    return choose_here(requested, x.device).backend
 
 
 def needs_operator(backend: str) -> bool:

@@ -12,7 +12,7 @@ from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends.float32 import Float32Products
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BundleError
-from npnet_runtime.networks.fused import FusedPromptHalf, choose_form
+from npnet_runtime.networks.fused import fused_form
 from npnet_runtime.networks.npnet import PromptHalf
 from npnet_runtime.networks.registry import network_for, network_from_state
 
@@ -47,8 +47,7 @@ class TorchBackend:
         self.parts = network.to(device).parts()
         for name, part in self.parts.items():
             if isinstance(part, PromptHalf):
-                by_kernels = choose_form(part.config.swin, device, kernels).backend == "triton"
-                self.parts[name] = FusedPromptHalf(part, kernels).to(device) if by_kernels else part.freeze()
+                self.parts[name] = fused_form(part, device, kernels) or part.freeze()
 
     def for_capture(self) -> TorchBackend:
         """See `Backend`: it keeps nothing from one run to the next."""

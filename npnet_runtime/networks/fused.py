@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from npnet_kernels import text_affine
 from npnet_kernels.attention.window_attention import MOST_HEAD_WIDTH, MOST_WINDOW_TOKENS, window_attention
 from npnet_kernels.backends import Backend as Kernels
-from npnet_kernels.backends import BackendChoice, choose_backend, has_triton, interpreting
+from npnet_kernels.backends import BackendChoice, choose_here
 from npnet_kernels.embedding.embed_patches import MOST_WIDTH, embed_patches
 from npnet_kernels.features.residual_map import MOST_SIDE, residual_map
 from npnet_kernels.linear.fused_linear import fused_linear
@@ -47,7 +47,7 @@ def choose_form(config: SwinConfig, device: torch.device, kernels: Kernels = "au
         device: that holds the network.
         kernels: what was asked for; see `npnet_kernels.choose_backend`.
     """
-    chosen = choose_backend(kernels, device=device.type, has_triton=has_triton(), interpreting=interpreting())
+    chosen = choose_here(kernels, device)
     obstacle = fused_obstacle(config)
     if chosen.backend == "triton" and obstacle:
         return BackendChoice("torch", f"the kernels do not hold its Swin Transformer: {obstacle}")
@@ -91,6 +91,13 @@ class FusedPromptHalf(nn.Module):
             convolution.weight.flatten(1), cast(Tensor, convolution.bias), eps=norm.eps, backend=kernels,
         )  # fmt: skip
         return scale_shift, residual
+
+
+def fused_form(half: PromptHalf, device: torch.device, kernels: Kernels = "auto") -> FusedPromptHalf | None:
+    """The form by kernels, on the device that holds the network, where `choose_form` says so."""
+    if choose_form(half.config.swin, device, kernels).backend != "triton":
+        return None
+    return FusedPromptHalf(half, kernels).to(device)
 
 
 class _Stages(nn.Module):

@@ -91,15 +91,15 @@ def _lines(path: Path, file: TextIO, named_json: bool) -> Iterator[tuple[str, An
         return
     lines: Iterator[str] = chain([first], file)
     opening = first.strip()[0]
-    if opening in "[{" and not (opening == "{" and _is_json(first)):
+    of_json_lines = opening == "{" and _json(first) is not None
+    if opening in "[{" and not of_json_lines:
         text = first + file.read()  # one value over many lines; or none
-        if _is_json(text):
-            value = json.loads(text)
+        if (value := _json(text)) is not None:
             for number, row in enumerate(value if isinstance(value, list) else [value], 1):
                 yield f"{path}, item {number}", row
             return
         lines = iter(text.splitlines(keepends=True))
-    as_json = named_json or (opening == "{" and _is_json(first))
+    as_json = named_json or of_json_lines
     for number, line in enumerate(lines, blank + 1):
         where = f"{path}:{number}"
         if "\0" in line:
@@ -113,8 +113,10 @@ def _lines(path: Path, file: TextIO, named_json: bool) -> Iterator[tuple[str, An
                 raise PromptsError(f"{where}: expected a JSON object, given {line[:60]!r}") from error
 
 
-def _is_json(text: str) -> bool:
+def _json(text: str) -> dict[str, Any] | list[Any] | None:
+    """The object or list that a text is, None if it is neither."""
     try:
-        return isinstance(json.loads(text), (dict, list))
+        value = json.loads(text)
     except ValueError:
-        return False
+        return None
+    return value if isinstance(value, (dict, list)) else None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from npnet_runtime.networks import fused
+from npnet_kernels import backends
 from npnet_runtime.networks.fused import FusedPromptHalf, choose_form, fused_obstacle
 from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
 from npnet_runtime.networks.registry import network_from_state
@@ -73,13 +73,13 @@ def test_sizes_beyond_the_kernels(change: dict, said: str | None) -> None:
 
 
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "has_triton", lambda: True)
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
     assert choose_form(SwinConfig(), CUDA).backend == "triton"
     assert choose_form(SwinConfig(), CUDA, "torch").backend == "torch"
     assert choose_form(SwinConfig(), torch.device("cpu")).backend == "torch"
     beyond = choose_form(replace(SwinConfig(), image_size=288, window_size=9), CUDA)
     assert "torch (the kernels do not hold its Swin Transformer: tokens of a window 81" in str(beyond)
-    monkeypatch.setattr(fused, "has_triton", lambda: False)
+    monkeypatch.setattr(backends, "has_triton", lambda: False)
     assert "pip install triton" in str(choose_form(SwinConfig(), CUDA))
 
 
