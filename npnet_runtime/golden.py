@@ -54,8 +54,8 @@ class GoldenNoise:
     Args:
         engine: folder of an engine bundle, as `npnet-export` writes it, or an opened one.
         device: where to run; by default the current CUDA device if there is one, else the CPU.
-        backend: `"auto"`, or the only one to consider: `"torch"`, `"onnxruntime"`, `"aoti"`, `"tensorrt"`,
-            `"tensorrt-rtx"`.
+        backend: `"auto"`, or the only one to consider: `"torch"`, `"onnxruntime"`, `"openvino"`, `"aoti"`,
+            `"tensorrt"`, `"tensorrt-rtx"`.
         kernels: `"auto"` for the Triton kernels on CUDA, `"torch"` for their plain PyTorch references.
         tokens: what to do with prompt embeddings of another number of tokens than the network reads:
             `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.inputs.prompts`.
@@ -65,6 +65,9 @@ class GoldenNoise:
             True for graphs or an error, False for none, None for graphs wherever the engine allows them.
             `report()` says which, and why.
         cache_size: how many prepared noises to keep; see `prepare`.
+        threads: of ONNX Runtime and OpenVINO on a CPU; by default what the environment variable
+            `NPNET_THREADS` says, else as many as PyTorch uses, and never more than the cores this process
+            may use. Other engines use PyTorch's own threads.
 
     Raises:
         BundleError: no bundle, or one that was changed or is unreadable.
@@ -85,6 +88,7 @@ class GoldenNoise:
         resolution: ResolutionPolicy = "error",
         cuda_graphs: bool | None = None,
         cache_size: int = 0,
+        threads: int | None = None,
     ) -> None:
         check_token_policy(tokens)
         check_resolution_policy(resolution)
@@ -102,12 +106,12 @@ class GoldenNoise:
         self.device = resolve_device(device)
         self._backend_asked = backend
         self._process = os.getpid()
-        self._kernels = kernels
+        self._kernels, self._threads = kernels, threads
         try:
             self._chosen_kernels = choose_here(kernels, self.device)
         except KernelError as error:
             raise BackendError(f"kernels: {error}") from error
-        loaded, self._candidates = load_backend(self.bundle, self.device, backend, kernels)
+        loaded, self._candidates = load_backend(self.bundle, self.device, backend, kernels, threads)
         self._pass = make_pass(loaded, manifest, kernels)
         config = manifest.config
         obstacles = (loaded.capture_obstacle, capture_obstacle(config, manifest.spectral))
@@ -337,6 +341,7 @@ class GoldenNoise:
             "resolution": self._resolution,
             "cuda_graphs": self._cuda_graphs,
             "cache_size": self._cache.size,
+            "threads": self._threads,
         }
         return _reopen, (path, options)
 

@@ -182,7 +182,7 @@ def small_torch_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPath
     return export(small_settings(small_checkpoint, tmp_path_factory.mktemp("engines") / "torch"))
 
 
-@pytest.fixture(params=["torch", "onnxruntime", "aoti"])
+@pytest.fixture(params=["torch", "onnxruntime", "openvino", "aoti"])
 def small_bundle(request: pytest.FixtureRequest, small_bundles: dict[str, EngineBundle]) -> EngineBundle:
     """A small engine of each kind. Not to be written to: `copied_bundle` is."""
     return small_bundles[request.param]

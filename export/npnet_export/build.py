@@ -48,6 +48,7 @@ class ExportSettings:
         verify: compare it with float32 PyTorch before it is kept; without, the manifest says it was not.
         spectral: the SVD itself (`exact`), a polynomial for it, or that where it passes (`auto`).
         spectral_tolerance: of the polynomial; None for that of the precision.
+        chosen: why the engine is of this kind, where `--engine auto` chose it.
     """
 
     weights: WeightsRequest
@@ -63,6 +64,7 @@ class ExportSettings:
     verify: bool = True
     spectral: str = "exact"
     spectral_tolerance: float | None = None
+    chosen: str | None = None
 
     def estimated_bytes(self) -> int:
         """Size of the bundle to expect, from the number of weights; 0 before their shapes are known."""
@@ -90,7 +92,13 @@ def check(settings: ExportSettings) -> None:
         raise ExportError(f"--device: expected one of {', '.join(devices)}, given {device}")
     settings.weights.check()
     check_engine(
-        settings.engine, settings.precision, settings.options, settings.max_batch, device, settings.verify
+        settings.engine,
+        settings.precision,
+        settings.options,
+        settings.max_batch,
+        device,
+        settings.verify,
+        settings.weights.downloads,
     )
     check_target(settings.output, force=settings.force, need_bytes=settings.estimated_bytes())
 
@@ -139,7 +147,9 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
             _require(parity)
             manifest = replace(manifest, parity=parity)
         else:
-            reason = unverifiable(settings.engine, settings.precision, manifest.compute_capabilities, device)
+            reason = unverifiable(
+                settings.engine, settings.precision, manifest.compute_capabilities, device, settings.options
+            )
             unverified = f"--no-verify ({reason or 'left out on request'})"
             stage(f"NOT compared with float32 PyTorch: {unverified}")
             manifest = replace(manifest, unverified=unverified)
@@ -207,7 +217,7 @@ def _mixing(settings: ExportSettings, network: Network) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions of everything an export uses, the operating system and, if any, the GPU."""
-    packages = ("torch", "triton", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    packages = ("torch", "triton", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino")
     engines = ("tensorrt", "tensorrt-rtx")
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
     found |= {name: version for name in (*packages, *engines) if (version := installed_version(name))}

@@ -16,6 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from npnet_export.build import SIGN_RULES, ExportSettings, check, export
+from npnet_export.choice import AUTO, choose_engine_here
 from npnet_export.cli_options import export_parser, inspect_parser, repro_parser, verify_parser
 from npnet_export.engines import ENGINES
 from npnet_export.errors import ExportError
@@ -88,6 +89,8 @@ def _export(arguments: list[str]) -> int:
         check(settings)
         return 0
     stages = Stages(quiet=options.quiet)
+    if settings.chosen:
+        stages(settings.chosen)
     bundle = export(settings, stages)
     for row in bundle.manifest.parity:
         allowed = "" if row.tolerance is None else f" (tolerance {row.tolerance:g})"
@@ -151,12 +154,16 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         parser.error("--model is required (see --list), or --weights with a checkpoint that says its shapes")
     model = get_model(options.model) if options.model else None
     name = model.name if model else Path(options.weights).stem
+    engine, precision, why = options.engine, options.precision or "fp32", None
+    if engine == AUTO:
+        choice = choose_engine_here(resolve_device(options.device), options.precision)
+        engine, precision, why = choice.engine, choice.precision, str(choice)
     return ExportSettings(
         weights=WeightsRequest(model, options.weights, options.random_weights, options.offline),
         output=(options.output or Path("engines") / name).expanduser(),
         name=name,
-        engine=options.engine,
-        precision=options.precision,
+        engine=engine,
+        precision=precision,
         signs=options.signs,
         max_batch=options.max_batch,
         device=options.device,
@@ -167,16 +174,19 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
             workspace_mb=options.workspace_mb,
             compute_capability=tuple(options.compute_capability),
             hardware_compatibility=options.hardware_compatibility,
+            openvino_device=options.openvino_device,
             version_compatible=options.version_compatible,
         ),
         verify=not options.no_verify,
         spectral=options.spectral,
         spectral_tolerance=options.spectral_tolerance,
+        chosen=why,
     )
 
 
 def _plan(settings: ExportSettings) -> str:
-    return (
+    chosen = f"{settings.chosen}\n" if settings.chosen else ""
+    return chosen + (
         f"would load {settings.weights.description}\n"
         f"would build a {settings.engine} engine in {settings.precision} for batches up to "
         f"{settings.max_batch}, singular vector signs {SIGN_RULES[settings.signs]}, "

@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 
 from npnet_export.build import SIGN_RULES
+from npnet_export.choice import AUTO
 from npnet_export.engines import ENGINES
 from npnet_export.spectral_fit import SPECTRAL
 from npnet_export.spectral_fit import TOLERANCES as POLYNOMIAL_TOLERANCES
 from npnet_export.verification import FIRST_SEED
 from npnet_export.weights import all_models
 from npnet_runtime import __version__
+from npnet_runtime.backends.openvino_backend import TARGET_OPTION
+from npnet_runtime.bundles.manifest import PRECISIONS
 
 EXAMPLES = """\
 examples:
@@ -27,7 +30,9 @@ examples:
   npnet-export repro engines/sdxl                    a folder to reproduce a disagreement elsewhere
 
 which engine:
-  for a CPU                      onnxruntime in fp32, about twice as fast as the published code; then aoti
+  for this machine               auto, which says why; a CPU, or to begin with
+  for a CPU with AMX or          openvino in bf16, then openvino in fp32; onnxruntime and aoti in fp32 on
+  AVX512-BF16, by Intel          the others
   for GeForce and RTX GPUs       tensorrt-rtx (compute capability 7.5 to 8.9 and 12.x), built anywhere
                                  with --no-verify
   for A100, H100, H200, B200     tensorrt, or aoti, built on that kind of GPU (tensorrt-rtx knows no 9.0
@@ -54,9 +59,11 @@ def export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(all_models())}")
     _add_weights(parser, "the model's")
-    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime", help="default: %(default)s")
     parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s"
+        "--engine", choices=(*ENGINES, AUTO), default="onnxruntime", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="default: fp32, or what --engine auto chooses"
     )
     parser.add_argument(
         "--signs", choices=SIGN_RULES, default="canonical", help="of singular vectors; default: %(default)s"
@@ -88,6 +95,10 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list models and engines")
     parser.add_argument("--version", action="version", version=f"npnet-export {__version__}")
     _add_builder_options(parser.add_argument_group("options of TensorRT and TensorRT for RTX"))
+    openvino = parser.add_argument_group("options of OpenVINO")
+    openvino.add_argument(
+        TARGET_OPTION, metavar="NAME", help="CPU, GPU, GPU.1, NPU: where it computes; default: CPU"
+    )
     return parser
 
 

@@ -24,6 +24,7 @@ class BuilderOptions:
         workspace_mb: most GPU memory a layer may use as scratch space.
         compute_capability: of the GPUs to build for.
         hardware_compatibility: `same-compute-capability` or `ampere-plus`.
+        openvino_device: `CPU`, `GPU`, `GPU.1`, `NPU`: where OpenVINO computes.
         version_compatible: the engine also runs in later versions of the library.
     """
 
@@ -32,6 +33,7 @@ class BuilderOptions:
     workspace_mb: int | None = None
     compute_capability: tuple[str, ...] = ()
     hardware_compatibility: str | None = None
+    openvino_device: str | None = None
     version_compatible: bool = False
 
     def given(self) -> dict[str, Any]:

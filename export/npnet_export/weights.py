@@ -59,6 +59,13 @@ class WeightsRequest:
             return f"the file {self.source}"
         return f"{self.source} on the Hugging Face hub"
 
+    @property
+    def downloads(self) -> bool:
+        """Whether they come from the hub, or its cache."""
+        if self.random_seed is not None or self._is_path():
+            return False
+        return self.source is not None or isinstance(self.model, ModelSpec)
+
     def load(self) -> tuple[Network, dict[str, Any]]:
         """The float32 network, and what the manifest says of its weights.
 

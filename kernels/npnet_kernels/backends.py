@@ -1,10 +1,12 @@
 """Which implementation of an operator runs: the plain PyTorch reference or the Triton kernel."""
 
+import functools
 import importlib.util
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from npnet_kernels.errors import BackendUnavailableError, KernelInputError
 
 Backend = Literal["auto", "torch", "triton"]
+OLDEST_TRITON = (3, 6)
+NO_TRITON = "Triton 3.6 or newer is not installed (pip install 'triton>=3.6', which torch 2.11 brings)"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def choose_backend(
         return BackendChoice("torch", "requested")
     obstacle = None
     if not has_triton:
-        obstacle = "Triton is not installed (pip install triton)"
+        obstacle = NO_TRITON
     elif device != "cuda" and not interpreting:
         obstacle = f"the inputs are on {device!r}, and the kernels are compiled for CUDA"
     if requested == "triton":
@@ -83,9 +87,15 @@ def needs_operator(backend: str) -> bool:
     return backend != "torch" or torch.compiler.is_compiling()
 
 
+@functools.cache
 def has_triton() -> bool:
-    """Whether Triton can be imported, without importing it."""
-    return sys.modules.get("triton") is not None or importlib.util.find_spec("triton") is not None
+    """Whether a Triton can be imported that compiles these kernels, found out without importing it."""
+    if sys.modules.get("triton") is None and importlib.util.find_spec("triton") is None:
+        return False
+    for distribution in ("triton", "triton-windows", "pytorch-triton"):
+        with suppress(PackageNotFoundError):
+            return tuple(map(int, version(distribution).split(".")[:2])) >= OLDEST_TRITON
+    return True  # without a record of its version, as a build from sources may be
 
 
 def interpreting() -> bool:

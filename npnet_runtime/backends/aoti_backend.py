@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 from typing import Any
 
@@ -11,11 +9,14 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.backends.float32 import Float32Products
+from npnet_runtime.backends.unpacking import UnpackingFolder
 from npnet_runtime.bundles.bundle import EngineBundle
-from npnet_runtime.errors import BundleError, InputError
+from npnet_runtime.errors import BackendError, BundleError, InputError
 from npnet_runtime.networks.graphs import graphs
 
 SUFFIX = ".pt2"
+# What a system says of a folder that is mounted noexec, or full.
+_REFUSED = ("failed to map segment", "Operation not permitted", "Permission denied", "No space left")
 
 
 class AotiBackend:
@@ -29,6 +30,7 @@ class AotiBackend:
 
     Raises:
         BundleError: a package was changed, or torch cannot load it.
+        BackendError: its libraries cannot be unpacked where `TMPDIR` says, or loaded from there.
     """
 
     capture_obstacle = None
@@ -41,7 +43,12 @@ class AotiBackend:
         self._float32 = Float32Products(bundle.manifest, device)
         self._max_batch = bundle.manifest.max_batch
         self._graphs = graphs(bundle.manifest.config)
-        self._packages = {name: self._load(bundle, name + SUFFIX) for name in self._graphs}
+        self._folder = UnpackingFolder()
+        try:
+            self._packages = {name: self._load(bundle, name + SUFFIX) for name in self._graphs}
+        except BaseException:
+            self._folder.remove()  # the error's traceback holds this object
+            raise
 
     def for_capture(self) -> AotiBackend:
         """See `Backend`: it keeps nothing from one run to the next."""
@@ -67,18 +74,23 @@ class AotiBackend:
 
     def _load(self, bundle: EngineBundle, name: str) -> Any:
         content = bundle.read(name)
-        descriptor, path = tempfile.mkstemp(suffix=".pt2")  # readable by this user only
+        path = self._folder.path / name  # what was checked is what is loaded; readable by this user only
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            return load_package(path, self.device)
-        except RuntimeError as error:
+            path.write_bytes(content)
+            with self._folder.named():
+                return load_package(str(path), self.device)
+        except (RuntimeError, OSError) as error:
+            if any(sign in str(error) for sign in _REFUSED):
+                raise BackendError(
+                    f"AOTInductor cannot load libraries from {self._folder.path}, where TMPDIR says they go: "
+                    f"{error}; set TMPDIR to a folder with room on a file system that may execute files"
+                ) from error
             raise BundleError(
                 f"{bundle.path / name}: AOTInductor cannot load it: {error}; "
                 f"write it again with: {bundle.rebuild_command()}"
             ) from error
         finally:
-            os.unlink(path)
+            path.unlink(missing_ok=True)
 
 
 def load_package(path: str, device: torch.device) -> Any:

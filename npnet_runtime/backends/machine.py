@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from npnet_runtime.backends.openvino_backend import devices as openvino_devices
 from npnet_runtime.devices import cuda_problem
 
 # The distributions that provide a package, the first one found counts.
@@ -35,6 +36,7 @@ class Machine:
         versions: installed version of each package that the bundle needs.
         compute_capability: `"9.0"` of each CUDA device, by its index; empty without CUDA.
         onnxruntime_providers: what ONNX Runtime was built with; empty when it is not installed.
+        openvino_devices: its devices, and what each computes in; empty when it is not installed.
         platform: value of each key of `PLATFORM`.
         cuda_problem: why torch sees no CUDA device, where it sees none.
     """
@@ -43,6 +45,7 @@ class Machine:
     compute_capability: tuple[str, ...] = ()
     onnxruntime_providers: tuple[str, ...] = ()
     platform: Mapping[str, str] = field(default_factory=dict)
+    openvino_devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cuda_problem: str | None = None
 
     @classmethod
@@ -59,7 +62,8 @@ class Machine:
             import onnxruntime
 
             providers = tuple(onnxruntime.get_available_providers())
-        return cls(versions, cuda_capabilities(), providers, this_platform(), cuda_problem())
+        intel = openvino_devices() if engine == "openvino" and engine in versions else {}
+        return cls(versions, cuda_capabilities(), providers, this_platform(), intel, cuda_problem())
 
 
 def cuda_capabilities() -> tuple[str, ...]:
@@ -75,6 +79,14 @@ def this_platform() -> dict[str, str]:
         "machine": platform.machine(),
         "cpu_features": " ".join(_cpu_features()),
     }
+
+
+def is_intel() -> bool:
+    """Whether the CPU is one of Intel's."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "GenuineIntel" in platform.processor()  # Windows: "Intel64 Family 6 ..., GenuineIntel"
 
 
 def installed_version(package: str) -> str | None:

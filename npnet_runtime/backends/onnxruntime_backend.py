@@ -13,7 +13,8 @@ from torch import Tensor
 from npnet_runtime.backends.base import empty_outputs
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.networks.graphs import Graph, graphs
+from npnet_runtime.networks.graphs import SPECTRAL_HEAD, Graph, graphs
+from npnet_runtime.threads import choose_threads
 
 SUFFIX = ".onnx"
 _FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -29,16 +30,19 @@ class OnnxRuntimeBackend:
     Args:
         bundle: of the engine `onnxruntime`.
         device: where to run.
+        threads: of a CPU; see `npnet_runtime.threads`. The spectral head, a thousandth of the work that runs
+            beside the rest, has one.
 
     Raises:
         BundleError: a graph was changed, or ONNX Runtime cannot read it.
-        BackendError: the provider for the device did not load.
+        BackendError: the provider for the device did not load, or no number of threads.
     """
 
     capture_obstacle = "ONNX Runtime runs on a stream of its own, which waits and allocates as it likes"
 
-    def __init__(self, bundle: EngineBundle, device: torch.device) -> None:
+    def __init__(self, bundle: EngineBundle, device: torch.device, threads: int | None = None) -> None:
         self.device = device
+        self._threads = choose_threads(threads)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # One stream's work is in order only if one thread at a time adds to it.
         self._lock = threading.Lock() if self._stream else nullcontext()
@@ -67,7 +71,8 @@ class OnnxRuntimeBackend:
     def _session(self, bundle: EngineBundle, name: str, graph: Graph) -> Any:
         stream = None if self._stream is None else self._stream.cuda_stream
         try:
-            session = new_session(bundle.read(name), self.device, stream)
+            threads = 1 if name == SPECTRAL_HEAD + SUFFIX else self._threads
+            session = new_session(bundle.read(name), self.device, stream, threads)
         except ValueError as error:
             raise BundleError(f"{bundle.path / name}: ONNX Runtime cannot load it: {error}") from error
         given = [(item.name, item.type) for item in (*session.get_inputs(), *session.get_outputs())]
@@ -101,13 +106,16 @@ class OnnxRuntimeBackend:
                 tensor.record_stream(self._stream)
 
 
-def new_session(content: bytes, device: torch.device, stream: int | None = None) -> Any:
+def new_session(
+    content: bytes, device: torch.device, stream: int | None = None, threads: int | None = None
+) -> Any:
     """A session of ONNX Runtime on a device, and nowhere else.
 
     Args:
         content: a serialised graph.
         device: where to run.
         stream: handle of the CUDA stream to run on; None for one of the library's own.
+        threads: of a CPU; None for as many as the library likes.
 
     Raises:
         ValueError: ONNX Runtime cannot load the graph.
@@ -118,6 +126,7 @@ def new_session(content: bytes, device: torch.device, stream: int | None = None)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = threads or 0
     provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
     if device.type == "cuda":
         # A node that CUDA cannot run is an error here, not a silent copy to the host.

@@ -10,15 +10,19 @@ import torch
 from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.backends.machine import Machine
+from npnet_runtime.backends.openvino_backend import TARGET_OPTION, target_obstacle
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError
 
-BACKENDS = ("torch", "onnxruntime", "aoti", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("torch", "onnxruntime", "openvino", "aoti", "tensorrt", "tensorrt-rtx")
+THREADED = ("onnxruntime", "openvino")
+"""Back ends whose threads can be chosen for each of them; the others' are PyTorch's, and the process's."""
 # Earlier releases leave reshapes and transposes of opset 21 on the CPU.
 ONNXRUNTIME_ON_CUDA = ">=1.24.4"
 _INSTALL = {
     "onnxruntime": "pip install 'npnet-runtime[cpu]', or 'npnet-runtime[gpu]' for CUDA",
+    "openvino": "pip install 'npnet-runtime[openvino]'",
     "tensorrt-rtx": "pip install 'tensorrt-rtx-cu13{condition}'",
 }
 
@@ -62,12 +66,17 @@ def select(
 
 
 def load_backend(
-    bundle: EngineBundle, device: torch.device, backend: str = "auto", kernels: Kernels = "auto"
+    bundle: EngineBundle,
+    device: torch.device,
+    backend: str = "auto",
+    kernels: Kernels = "auto",
+    threads: int | None = None,
 ) -> tuple[Backend, tuple[Candidate, ...]]:
     """Choose a back end for a bundle and start it.
 
     Raises:
-        BackendError: none can run here; the message lists each with its reason.
+        BackendError: none can run here; the message lists each with its reason; or threads for one whose
+            threads are PyTorch's.
         BundleError: a file of the bundle was changed or cannot be read.
     """
     machine = Machine.detect(bundle.manifest.engine, bundle.manifest.requires)
@@ -79,10 +88,17 @@ def load_backend(
             f"no back end can run {bundle.path}:\n  {reasons}\n"
             f"to write it again for this machine: {bundle.rebuild_command()}"
         )
-    return _start(chosen.backend, bundle, device, kernels), candidates
+    if threads is not None and chosen.backend not in THREADED:
+        raise BackendError(
+            f"threads: {chosen.backend} computes with PyTorch's threads, whose number is that of the process; "
+            f"call torch.set_num_threads({threads}), or build with --engine {' or '.join(THREADED)}"
+        )
+    return _start(chosen.backend, bundle, device, kernels, threads), candidates
 
 
-def _start(name: str, bundle: EngineBundle, device: torch.device, kernels: Kernels) -> Backend:
+def _start(
+    name: str, bundle: EngineBundle, device: torch.device, kernels: Kernels, threads: int | None
+) -> Backend:
     # Imported here, so that a back end costs nothing where another one runs.
     if name == "torch":
         from npnet_runtime.backends.torch_backend import TorchBackend
@@ -91,7 +107,11 @@ def _start(name: str, bundle: EngineBundle, device: torch.device, kernels: Kerne
     if name == "onnxruntime":
         from npnet_runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(bundle, device)
+        return OnnxRuntimeBackend(bundle, device, threads)
+    if name == "openvino":
+        from npnet_runtime.backends.openvino_backend import OpenVinoBackend
+
+        return OpenVinoBackend(bundle, device, threads)
     if name == "aoti":
         from npnet_runtime.backends.aoti_backend import AotiBackend
 
@@ -150,7 +170,9 @@ def _obstacle(
     if manifest.device not in (None, device.type):
         return f"the bundle is bound to {manifest.device}, given device={str(device)!r}; rebuild it"
     return _platform_obstacle(manifest, machine) or (
-        _cpu_obstacle(manifest) if device.type == "cpu" else _cuda_obstacle(name, manifest, machine, device)
+        _cpu_obstacle(manifest, machine)
+        if device.type == "cpu"
+        else _cuda_obstacle(name, manifest, machine, device)
     )
 
 
@@ -170,7 +192,10 @@ def _platform_obstacle(manifest: Manifest, machine: Machine) -> str | None:
     return None
 
 
-def _cpu_obstacle(manifest: Manifest) -> str | None:
+def _cpu_obstacle(manifest: Manifest, machine: Machine) -> str | None:
+    if manifest.engine == "openvino":
+        target = manifest.build_options.get(TARGET_OPTION, "CPU")
+        return target_obstacle(target, manifest.precision, machine.openvino_devices)
     if manifest.compute_capabilities:
         return f"the bundle is bound to a GPU of compute capability {_list(manifest.compute_capabilities)}"
     return None

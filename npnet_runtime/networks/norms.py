@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# torch 2.6 cannot tell an export from another compilation; the same numbers come out of either.
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 def group_norm(
     x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
@@ -22,7 +25,7 @@ def group_norm(
         bias: (C,), or None.
         eps: added to the variance.
     """
-    if not torch.compiler.is_exporting():
+    if not _exporting():
         return F.group_norm(x, groups, weight, bias, eps)
     grouped = x.unflatten(1, (groups, -1))
     within = tuple(range(2, grouped.dim()))

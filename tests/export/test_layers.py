@@ -144,6 +144,7 @@ def look(bundle: EngineBundle, network: Network, graph: str) -> LayerReport:
         ("torch", "bf16"),
         ("onnxruntime", "fp32"),
         ("onnxruntime", "fp16"),
+        ("openvino", "fp32"),
     ],
 )
 def test_sound(kind: str, engine: str, precision: str, made: Callable) -> None:
@@ -164,7 +165,7 @@ def test_sound(kind: str, engine: str, precision: str, made: Callable) -> None:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 class TestBroken:
     def test_perturbed_weight(self, engine: str, kind: str, made: Callable, tmp_path: Path) -> None:
         bundle, network = made(kind, engine)

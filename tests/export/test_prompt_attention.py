@@ -43,7 +43,9 @@ def bundles(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return build
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime", pytest.param("aoti", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine", ["torch", "onnxruntime", "openvino", pytest.param("aoti", marks=pytest.mark.slow)]
+)
 class TestEngine:
     def test_agrees_with_the_network(self, engine: str, bundles: Callable[[str], EngineBundle]) -> None:
         golden = GoldenNoise(bundles(engine), device="cpu")

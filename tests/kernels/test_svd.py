@@ -398,7 +398,10 @@ def test_choice(situation: Situation, expected: str) -> None:
     ("situation", "message"),
     [
         (Situation(30, 20, cuda=True, capturing=True, has_triton=True), "before the capture"),
-        (Situation(256, 256, cuda=True, capturing=True, has_triton=False), "pip install triton"),
+        (
+            Situation(256, 256, cuda=True, capturing=True, has_triton=False),
+            "Triton 3.6 or newer is not installed",
+        ),
     ],
 )
 def test_no_choice_says_why(situation: Situation, message: str) -> None:

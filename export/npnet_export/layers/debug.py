@@ -16,7 +16,11 @@ from npnet_runtime.hot_path.passes import SIGNS
 from npnet_runtime.networks.graphs import SPECTRAL_HEAD, graphs
 from npnet_runtime.networks.registry import Network
 
-_NOTES = {"torch": "the bundle's own modules", "onnxruntime": "the bundle's own graph"}
+_NOTES = {
+    "torch": "the bundle's own modules",
+    "onnxruntime": "the bundle's own graph",
+    "openvino": "the bundle's own graph",
+}
 _BUILT = "built again from the weights with every layer an output"
 
 
@@ -31,7 +35,7 @@ def debug_layers(
 
     What the layers are taken from depends on the engine:
 
-    * `onnxruntime`: the bundle's graphs, every tensor on the way an output;
+    * `onnxruntime`, `openvino`: the bundle's graphs, every tensor on the way an output;
     * `torch`: the bundle's modules, by forward hooks;
     * `aoti`, `tensorrt`, `tensorrt-rtx`: their files show no layers. They are built again from the weights,
       every layer an output, and run. That takes as long as an export.
@@ -71,10 +75,16 @@ def _layers_of(
         return torch_layers(bundle, network, device)
     if engine == "aoti":
         return aoti_layers(bundle, network, device)
-    from npnet_export.layers.graphs import onnxruntime_layers, tensorrt_layers  # they need onnx
+    from npnet_export.layers.graphs import (
+        onnxruntime_layers,
+        openvino_layers,
+        tensorrt_layers,
+    )  # they need onnx
 
     if engine == "onnxruntime":
         return onnxruntime_layers(bundle, network, device)
+    if engine == "openvino":
+        return openvino_layers(bundle, network)
     return tensorrt_layers(bundle, network, device, stage)
 
 

@@ -17,12 +17,14 @@ from npnet_export.onnx_graphs import graph_bytes
 from npnet_export.request import BuilderOptions, BuildRequest
 from npnet_export.tensorrt import build_engine
 from npnet_runtime.backends.onnxruntime_backend import SUFFIX, new_session
+from npnet_runtime.backends.openvino_backend import TARGET_OPTION, Compiled
 from npnet_runtime.backends.tensorrt_backend import LoadedEngine
 from npnet_runtime.backends.tensorrt_module import import_tensorrt, new_log
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.graphs import Graph, graphs
 from npnet_runtime.networks.registry import Network
+from npnet_runtime.threads import choose_threads
 
 CPU = torch.device("cpu")
 Stage = Callable[[str], None]
@@ -49,6 +51,37 @@ def onnxruntime_layers(bundle: EngineBundle, network: Network, device: torch.dev
                 f"{bundle.path / (graph + SUFFIX)}: ONNX Runtime cannot run it: {error}"
             ) from error
         return _compare(graph, given, expected, found, run_onnxruntime(expected, named, CPU))
+
+    return layers
+
+
+def openvino_layers(bundle: EngineBundle, network: Network) -> LayersOf:
+    """Of an engine of the kind `openvino`: the bundle's own graphs, in the bundle's precision.
+
+    Args:
+        bundle: to look into.
+        network: float32, on the CPU.
+    """
+    float32, manifest = graph_bytes(network), bundle.manifest
+    target = manifest.build_options.get(TARGET_OPTION, "CPU")
+
+    def layers(graph: str, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
+        given, expected = mark(bundle.read(graph + SUFFIX)), mark(float32[graph])
+        named = dict(zip(graphs(network.config)[graph].inputs, inputs, strict=True))
+        reference = run_onnxruntime(expected, named, CPU)
+        same = correspond(given, expected, graph)
+        shapes = {name: tuple(reference[same[name]].shape) for name in given.nodes if name in same}
+        found = {name: torch.empty(shape) for name, shape in shapes.items()}
+        marked = Graph(
+            graphs(network.config)[graph].inputs,
+            {given.outputs[name].name: shape for name, shape in shapes.items()},
+        )
+        try:
+            compiled = Compiled(given.content, marked, target, manifest.precision, choose_threads())
+            compiled.run(inputs, tuple(found.values()))
+        except (ValueError, RuntimeError) as error:
+            raise BundleError(f"{bundle.path / (graph + SUFFIX)}: OpenVINO cannot run it: {error}") from error
+        return _compare(graph, given, expected, found, reference)
 
     return layers
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from npnet_kernels.backends import NO_TRITON
 from npnet_kernels.errors import SVDInputError
 
 Solver = Literal["auto", "lapack", "gram", "jacobi", "torch"]
@@ -101,5 +102,5 @@ def _rejection(solver: str, at: Situation) -> str | None:
     if at.capturing and solver != "jacobi":
         return "a CUDA graph is being captured, and this solver synchronises with the host"
     if solver == "jacobi" and at.cuda and not at.has_triton:
-        return "it needs Triton on CUDA, which is not installed (pip install triton)"
+        return f"it runs by Triton on CUDA: {NO_TRITON}"
     return None
