@@ -30,9 +30,9 @@ examples:
   npnet-export repro engines/sdxl                    a folder to reproduce a disagreement elsewhere
 
 which engine:
-  for this machine               auto, which says why; a CPU, or to begin with
-  for a CPU with AMX or          openvino in bf16, then openvino in fp32; onnxruntime and aoti in fp32 on
-  AVX512-BF16, by Intel          the others
+  for this machine               auto, which chooses and says why
+  for an Intel CPU               openvino, in bf16 if it has AMX or AVX512-BF16, else in fp32
+  for another CPU                onnxruntime in fp32; then aoti
   for GeForce and RTX GPUs       tensorrt-rtx (compute capability 7.5 to 8.9 and 12.x), built anywhere
                                  with --no-verify
   for A100, H100, H200, B200     tensorrt, or aoti, built on that kind of GPU (tensorrt-rtx knows no 9.0

@@ -17,7 +17,7 @@ from npnet_runtime.errors import BackendError
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "aoti", "tensorrt", "tensorrt-rtx")
 THREADED = ("onnxruntime", "openvino")
-"""Back ends whose threads can be chosen for each of them; the others' are PyTorch's, and the process's."""
+"""Back ends with threads of their own; the others compute with those that PyTorch has for the process."""
 # Earlier releases leave reshapes and transposes of opset 21 on the CPU.
 ONNXRUNTIME_ON_CUDA = ">=1.24.4"
 _INSTALL = {

@@ -63,11 +63,10 @@ def test_no_number(given: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_sessions(
-    engine: str, small_bundles: dict[str, EngineBundle], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sessions(engine: str, small_bundles: dict[str, EngineBundle]) -> None:
     """The spectral head, which runs beside the prompt half, has one thread; the rest has what was asked for."""
-    backend = GoldenNoise(small_bundles[engine], device="cpu", threads=2)._pass._backend  # type: ignore[attr-defined]
+    steps: Any = GoldenNoise(small_bundles[engine], device="cpu", threads=2)._pass
+    backend = steps._backend
     if engine == "onnxruntime":
         found = {
             name: session.get_session_options().intra_op_num_threads
