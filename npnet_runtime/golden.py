@@ -39,6 +39,7 @@ from npnet_runtime.inputs.resolution import (
     to_native_size,
     to_network_size,
 )
+from npnet_runtime.inputs.strength import check_strength, mix
 
 
 class GoldenNoise:
@@ -61,6 +62,7 @@ class GoldenNoise:
             `"error"`, `"truncate"` or `"average"`; see `npnet_runtime.inputs.prompts`.
         resolution: what to do with noise of another size: `"error"` or `"transfer"`; see
             `npnet_runtime.inputs.resolution`.
+        strength: how golden: from 0, the noise as it was, to 1; see `npnet_runtime.inputs.strength`.
         cuda_graphs: on CUDA, replay calls from CUDA graphs, captured when a size of batch is first met:
             True for graphs or an error, False for none, None for graphs wherever the engine allows them.
             `report()` says which, and why.
@@ -73,7 +75,7 @@ class GoldenNoise:
         BundleError: no bundle, or one that was changed or is unreadable.
         BackendError: no back end can run it on that device, and the message says why for each; or CUDA graphs
             were asked for that cannot be had.
-        InputError: an unknown policy for tokens or resolution, or no size of a cache.
+        InputError: an unknown policy for tokens or resolution, no strength, or no size of a cache.
     """
 
     @device_errors()
@@ -86,6 +88,7 @@ class GoldenNoise:
         kernels: Kernels = "auto",
         tokens: TokenPolicy = "error",
         resolution: ResolutionPolicy = "error",
+        strength: float = 1.0,
         cuda_graphs: bool | None = None,
         cache_size: int = 0,
         threads: int | None = None,
@@ -94,6 +97,7 @@ class GoldenNoise:
         check_resolution_policy(resolution)
         self._tokens = tokens
         self._resolution = resolution
+        self._strength = check_strength(strength)
         self._cuda_graphs = cuda_graphs
         self._cache: Cache[PreparedNoise] = Cache(cache_size)
         self.bundle = engine if isinstance(engine, EngineBundle) else EngineBundle.open(engine)
@@ -164,12 +168,12 @@ class GoldenNoise:
             embeds = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
             embeds = one_for_each(embeds, len(source))
             if self._write(golden, source, lambda own, out: self._path.golden(own, early, embeds, out)):
-                return golden
+                return self._mixed(source, golden)
             # On CUDA the inputs were not looked at before: that makes the host wait, once for each.
             check_finite("noise", source)
             check_finite("prompt_embeds", prompt_embeds)
             if self._write(golden, source, lambda own, out: self._path.again(own, embeds, out)):
-                return golden
+                return self._mixed(source, golden)
         raise InputError(
             f"golden noise is not finite in {golden.dtype}: expected noise of unit variance and "
             f"embeddings as the text encoder gives them, given values too large for the network"
@@ -238,14 +242,54 @@ class GoldenNoise:
             self(self.prepare(noise), prompts)
             self(noise, prompts)
 
-    def attach(self, pipe: Any, *, given_latents: Literal["golden", "as-is"] = "golden") -> None:
+    def using(
+        self,
+        *,
+        tokens: TokenPolicy | None = None,
+        resolution: ResolutionPolicy | None = None,
+        strength: float | None = None,
+    ) -> GoldenNoise:
+        """The same engine, which is not loaded again, with other policies; those left out stay.
+
+        Raises:
+            InputError: an unknown policy, or no strength.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        if tokens is not None:
+            check_token_policy(tokens)
+            other._tokens = tokens
+        if resolution is not None:
+            check_resolution_policy(resolution)
+            other._resolution = resolution
+        if strength is not None:
+            other._strength = check_strength(strength)
+        return other
+
+    def shares_engine(self, other: object) -> bool:
+        """Whether both are one loaded engine, as `using` leaves them."""
+        return isinstance(other, GoldenNoise) and other._path is self._path
+
+    def attach(
+        self,
+        pipe: Any,
+        *,
+        given_latents: Literal["golden", "as-is"] = "golden",
+        strength: float | None = None,
+    ) -> None:
         """Make every call of a diffusers pipeline start from golden noise.
+
+        Args:
+            pipe: the pipeline.
+            given_latents: what becomes of noise that a caller passes as `latents`.
+            strength: how golden, in this pipeline; None for the strength of this object.
 
         See `npnet_runtime.integrations.diffusers.attach`.
         """
         from npnet_runtime.integrations import diffusers
 
-        diffusers.attach(self, pipe, given_latents=given_latents)
+        golden = self if strength is None else self.using(strength=strength)
+        diffusers.attach(golden, pipe, given_latents=given_latents)
 
     def detach(self, pipe: Any) -> None:
         """Make the pipeline what it was before `attach`.
@@ -279,6 +323,7 @@ class GoldenNoise:
             + (f", singular vector signs {manifest.signs}" if manifest.signs else ""),
             *(str(candidate) for candidate in self._candidates),
             f"kernels: {self._chosen_kernels}",
+            *([f"strength: {self._strength:g}"] if self._strength != 1 else []),
             *self._pass.describe(self.device),
             str(self._graphs),
             *self._path.describe(),
@@ -339,6 +384,7 @@ class GoldenNoise:
             "kernels": self._kernels,
             "tokens": self._tokens,
             "resolution": self._resolution,
+            "strength": self._strength,
             "cuda_graphs": self._cuda_graphs,
             "cache_size": self._cache.size,
             "threads": self._threads,
@@ -378,6 +424,12 @@ class GoldenNoise:
         golden.copy_(native + to_native_size(out - own, *native.shape[2:]))
         # of the native size as well: its pixels are not all in the network's
         return finite and math.isfinite(golden.abs().amax().item())  # NaN is the largest of all
+
+    def _mixed(self, noise: Tensor, golden: Tensor) -> Tensor:
+        """Golden noise of the strength that was asked for, made outside inference mode like it."""
+        if self._strength == 1:
+            return golden
+        return golden.copy_(mix(noise, golden, self._strength))
 
     def _quiet(self) -> AbstractContextManager[object]:
         """No gradients, and the precision of the bundle whatever the caller's autocast says."""

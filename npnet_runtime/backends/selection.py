@@ -17,7 +17,7 @@ from npnet_runtime.errors import BackendError
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "aoti", "tensorrt", "tensorrt-rtx")
 THREADED = ("onnxruntime", "openvino")
-"""Back ends with threads of their own; the others compute with those that PyTorch has for the process."""
+"""Back ends with threads of their own; the others compute with those of PyTorch."""
 # Earlier releases leave reshapes and transposes of opset 21 on the CPU.
 ONNXRUNTIME_ON_CUDA = ">=1.24.4"
 _INSTALL = {
@@ -90,7 +90,7 @@ def load_backend(
         )
     if threads is not None and chosen.backend not in THREADED:
         raise BackendError(
-            f"threads: {chosen.backend} computes with PyTorch's threads, whose number is that of the process; "
+            f"threads: {chosen.backend} computes with PyTorch's threads, one number for the process; "
             f"call torch.set_num_threads({threads}), or build with --engine {' or '.join(THREADED)}"
         )
     return _start(chosen.backend, bundle, device, kernels, threads), candidates

@@ -19,6 +19,7 @@ from npnet_runtime.files import atomic_file
 from npnet_runtime.generate.settings import FILENAME, GenerateSettings, parse_seeds
 from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy
+from npnet_runtime.inputs.strength import check_strength
 from npnet_runtime.integrations.diffusers.loading import dtype_option
 
 if TYPE_CHECKING:
@@ -73,8 +74,13 @@ def _generate(options: argparse.Namespace) -> None:
             f"npnet-generate needs diffusers, Pillow and rich ({error}): "
             "pip install 'npnet-runtime[pipelines]'"
         ) from error
-    policies = {"tokens": options.long_prompts, "resolution": options.other_sizes}
-    golden = GoldenNoise(options.engine, device=options.device, **policies)
+    golden = GoldenNoise(
+        options.engine,
+        device=options.device,
+        tokens=options.long_prompts,
+        resolution=options.other_sizes,
+        strength=options.strength,
+    )
     settings = _settings(options, golden)
     output: Path = options.output
     settings.check_output(output)
@@ -148,6 +154,7 @@ def _settings(options: argparse.Namespace, golden: GoldenNoise) -> GenerateSetti
         tokens=options.long_prompts,
         resolution=options.other_sizes,
         scorer=options.scorer,
+        strength=options.strength,
     )
 
 
@@ -183,11 +190,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="default: CUDA if there is any")
     add("--long-prompts", choices=get_args(TokenPolicy), default="error", help="default: %(default)s")
     add("--other-sizes", choices=get_args(ResolutionPolicy), default="error", help="default: %(default)s")
+    add("--strength", type=_strength, default=1.0, metavar="X", help="0 plain to 1 golden; default: 1")
     add("--scorer", metavar="MODULE:FUNCTION", help="function(image, prompt) -> float, shown in the gallery")
     add("--offline", action="store_true", help="use what was downloaded before only")
     add("--quiet", action="store_true", help="print errors only")
     add("--version", action="version", version=f"npnet-runtime {__version__}")
     return parser
+
+
+def _strength(text: str) -> float:
+    try:
+        return check_strength(float(text))
+    except (ValueError, NPNetError) as error:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, given {text}") from error
 
 
 def _text(text: str) -> str:

@@ -36,6 +36,7 @@ class GenerateSettings:
         tokens: policy for long prompts.
         resolution: policy for other sizes.
         scorer: `module:function` that gives an image and its prompt a number; None for none.
+        strength: how golden, from 0 to 1.
     """
 
     model: str
@@ -54,6 +55,7 @@ class GenerateSettings:
     tokens: str
     resolution: str
     scorer: str | None
+    strength: float = 1.0
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -72,7 +74,9 @@ class GenerateSettings:
 
     def digest(self) -> str:
         """Names all that decides what an image of a given prompt, seed and kind looks like, or its score."""
-        free = ("prompts", "seeds", "compare", "engine")
+        free = {"prompts", "seeds", "compare", "engine"}
+        if self.strength == 1:  # as in records of runs that knew no other
+            free.add("strength")
         decisive = {name: value for name, value in asdict(self).items() if name not in free}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from npnet_runtime.errors import InputError
 from npnet_runtime.inputs.prompts import TokenPolicy, check_tokens
-from npnet_runtime.inputs.resolution import ResolutionPolicy
+from npnet_runtime.inputs.resolution import ResolutionPolicy, check_transferable
 from npnet_runtime.networks.registry import NetworkConfig
 
 DEVICES = ("cpu", "cuda")
@@ -104,6 +104,7 @@ def check_noise_shape(
     expected, remedy = config.latent_shape, BUILT_FOR
     if len(shape) == 4 and shape[1] == expected[0] and shape[2:] != expected[1:] and all(shape):
         if resolution == "transfer":
+            check_transferable(shape[2:], config)
             return
         height, width = (PIXELS_PER_LATENT * side for side in expected[1:])
         remedy = (
@@ -141,13 +142,13 @@ def check_prompt_shape(
 def _check_shape(
     name: str, given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str, ...], remedy: str
 ) -> None:
+    if len(given) == len(axes) and given[0] == 0:
+        raise InputError(f"{name}: expected a batch of at least 1, given an empty one, {tuple(given)}")
     if len(given) != len(axes) or given[1:] != shape:
         wanted = f"({', '.join(map(str, ('batch', *shape)))})"
         raise InputError(
             f"{name}: expected shape {wanted} = ({', '.join(axes)}), given {tuple(given)}; {remedy}"
         )
-    if given[0] == 0:
-        raise InputError(f"{name}: expected a batch of at least 1, given an empty one")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

@@ -34,6 +34,9 @@ from npnet_runtime.networks.registry import NetworkConfig
 
 ResolutionPolicy = Literal["error", "transfer"]
 FILL_SEED = 0
+SMALLEST = 4
+"""Of the network's sides, the part that is least. What golden noise adds to all of a plane, its mean, adds up
+over the places that one of the smaller plane stands for: to a noise of 1 x 1 it gives a deviation of 27."""
 
 
 def check_resolution_policy(policy: str) -> None:
@@ -45,6 +48,25 @@ def check_resolution_policy(policy: str) -> None:
     if policy not in get_args(ResolutionPolicy):
         raise InputError(
             f"resolution: expected one of {', '.join(get_args(ResolutionPolicy))}, given {policy!r}"
+        )
+
+
+def check_transferable(size: tuple[int, ...], config: NetworkConfig) -> None:
+    """Check that noise of a size has golden noise by `"transfer"`.
+
+    Args:
+        size: H and W of the noise.
+        config: shapes of the network.
+
+    Raises:
+        InputError: too small.
+    """
+    least = tuple(-(-side // SMALLEST) for side in config.latent_shape[1:])
+    if any(side < smallest for side, smallest in zip(size, least, strict=True)):
+        raise InputError(
+            f"noise: expected {least[0]} x {least[1]} or more, a quarter of the network's own size, "
+            f'given {size[0]} x {size[1]}: what resolution="transfer" makes of less is no noise any more; '
+            "make a larger image"
         )
 
 

@@ -26,5 +26,8 @@ class Golden(Protocol):
     def prepare(self, noise: Tensor) -> PreparedNoise:
         """Do the work that needs no prompt."""
 
+    def shares_engine(self, other: object) -> bool:
+        """Whether both are one loaded engine."""
+
     def check_shapes(self, noise: tuple[int, ...], prompt_embeds: tuple[int, ...]) -> None:
         """Check the shapes of a call ahead of it."""

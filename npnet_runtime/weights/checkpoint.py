@@ -220,7 +220,25 @@ def _check(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple
         raise CheckpointError("\n  ".join([f"{path} does not fit the network{hint}:", *shown]))
 
 
+def fitting_models(path: str | Path) -> list[str]:
+    """The released models whose noise and text a checkpoint of a published form fits; empty for none.
+
+    Raises:
+        CheckpointError: missing or unreadable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a checkpoint file, found none")
+    tensors = _load_safetensors(path)[0] if _is_safetensors(path) else load_pickled(path)
+    return _fitting(_without_prefixes(path, tensors))
+
+
 def _model_hint(tensors: Mapping[str, Tensor]) -> str:
+    fitting = _fitting(tensors)
+    return f" (its text affine is that of --model {' or '.join(fitting)})" if fitting else ""
+
+
+def _fitting(tensors: Mapping[str, Tensor]) -> list[str]:
     """The models whose text the checkpoint reads, when it has a text affine at all."""
     for name, tensor in tensors.items():
         if (
@@ -228,9 +246,8 @@ def _model_hint(tensors: Mapping[str, Tensor]) -> str:
             and tensor.ndim == 2
         ):
             width = tensor.shape[1]
-            fitting = [m.name for m in MODELS.values() if width == m.config.text_tokens * m.config.text_dim]
-            return f" (its text affine is that of --model {' or '.join(fitting)})" if fitting else ""
-    return ""
+            return [m.name for m in MODELS.values() if width == m.config.text_tokens * m.config.text_dim]
+    return []
 
 
 def _differences(expected: NetworkConfig, given: NetworkConfig) -> str:

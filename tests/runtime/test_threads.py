@@ -64,7 +64,7 @@ def test_no_number(given: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_sessions(engine: str, small_bundles: dict[str, EngineBundle]) -> None:
-    """The spectral head, which runs beside the prompt half, has one thread; the rest has what was asked for."""
+    """The spectral head, which runs beside the rest, has one thread, the rest what was asked for."""
     steps: Any = GoldenNoise(small_bundles[engine], device="cpu", threads=2)._pass
     backend = steps._backend
     if engine == "onnxruntime":

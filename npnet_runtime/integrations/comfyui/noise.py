@@ -11,6 +11,9 @@ from torch import Tensor
 
 from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
+from npnet_runtime.inputs.resolution import ResolutionPolicy
+from npnet_runtime.integrations.comfyui.checks import check_channels, check_size
+from npnet_runtime.integrations.comfyui.host import say
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +25,14 @@ class ComfyGoldenNoise:
     Args:
         noise: the NOISE that it makes golden; it alone reads the latent's `batch_index`.
         prompt_embeds: (P, tokens, width), of the positive prompts.
-        golden: the engine.
+        golden: the engine, with the policies of the node.
+        other_sizes: the policy, for messages; None where they are the engine's own.
     """
 
     noise: Any
     prompt_embeds: Tensor
     golden: GoldenNoise
+    other_sizes: ResolutionPolicy | None = None
 
     @property
     def seed(self) -> int:
@@ -47,14 +52,23 @@ class ComfyGoldenNoise:
         Raises:
             InputError: no noise, or noise or prompts that the engine cannot take.
         """
-        noise = self.noise.generate_noise(input_latent)
+        return self.make_golden(self.noise.generate_noise(input_latent))
+
+    def make_golden(self, noise: Any) -> Tensor:
+        """Golden noise of plain noise; see `generate_noise`."""
         if not isinstance(noise, Tensor):
             raise InputError(f"noise: expected a tensor from {_name(self.noise)}, given {_name(noise)}")
-        if noise.layout == torch.strided and not noise.is_nested and not noise.any():
-            raise InputError(
-                f"noise: expected random noise, given zeros from {_name(self.noise)}; "
-                "connect a RandomNoise node"
-            )
+        if noise.layout == torch.strided and not noise.is_nested:
+            if not noise.any() and noise.numel():
+                raise InputError(
+                    f"noise: expected random noise, given zeros from {_name(self.noise)}; "
+                    "connect a RandomNoise node"
+                )
+            if self.other_sizes is not None:
+                taken = check_size(tuple(noise.shape), self.golden.bundle.manifest, self.other_sizes)
+                check_channels(tuple(noise.shape), self.golden.bundle.manifest)
+                if taken:
+                    say(taken)
         prompts = self.prompt_embeds
         if len(prompts) > 1:
             prompts = prompts.repeat(math.ceil(len(noise) / len(prompts)), 1, 1)[: len(noise)]
@@ -62,30 +76,57 @@ class ComfyGoldenNoise:
         return self.golden(noise.to(device), prompts.to(device)).cpu()
 
 
-def positive_prompt(conditioning: Any) -> Tensor:
-    """The embeddings of a CONDITIONING that holds one prompt, or one batch of prompts.
+@dataclass(frozen=True, eq=False)
+class PlainAndGolden:
+    """Two noises of each seed, for a batch that is twice as long: first all plain, then all golden.
 
     Args:
-        conditioning: a list of [embeddings (P, tokens, width), options].
-
-    Raises:
-        InputError: it is no such list, or holds several: golden noise is made for one prompt.
+        golden: makes the second half from the first.
     """
-    if not isinstance(conditioning, list) or not conditioning:
-        raise InputError(f"conditioning: expected a CONDITIONING, given {_name(conditioning)}")
-    if len(conditioning) > 1:
-        raise InputError(
-            f"conditioning: expected one prompt, given {len(conditioning)} combined or scheduled ones; "
-            "connect the CONDITIONING of the main prompt, before it is combined with others"
-        )
-    entry = conditioning[0]
-    if not isinstance(entry, (list, tuple)) or not entry:
-        raise InputError(f"conditioning: expected entries of embeddings and options, given {_name(entry)}")
-    embeds = entry[0]
-    if not isinstance(embeds, Tensor) or embeds.ndim != 3:
-        shape = f" of shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else ""
-        raise InputError(f"conditioning: expected embeddings of a text, given {_name(embeds)}{shape}")
-    return embeds.detach()
+
+    golden: ComfyGoldenNoise
+
+    @property
+    def seed(self) -> int:
+        """See `ComfyGoldenNoise`."""
+        return self.golden.seed
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        """(2B, C, H, W) for the LATENT that `doubled` made.
+
+        Raises:
+            InputError: it is none, or see `ComfyGoldenNoise`.
+        """
+        count = len(input_latent["samples"])
+        if count % 2:
+            raise InputError(
+                f"latent_image: expected pairs, as the node Plain and Golden Noise makes them, given a batch "
+                f"of {count}; connect its latent to the sampler"
+            )
+        plain = self.golden.noise.generate_noise(first_half(input_latent))
+        return torch.cat([plain, self.golden.make_golden(plain)])
+
+
+def doubled(latent: dict[str, Any]) -> dict[str, Any]:
+    """A LATENT of the same samples twice in a row, with the same noises of their seed."""
+    count = len(latent["samples"])
+    return {
+        key: [*value, *value]
+        if key == "batch_index"
+        else torch.cat([value, value])
+        if isinstance(value, Tensor) and value.ndim and len(value) == count
+        else value
+        for key, value in latent.items()
+    }
+
+
+def first_half(latent: dict[str, Any]) -> dict[str, Any]:
+    """The LATENT that `doubled` was given."""
+    count = len(latent["samples"])
+    return {
+        key: value[: count // 2] if isinstance(value, (list, Tensor)) and len(value) == count else value
+        for key, value in latent.items()
+    }
 
 
 def _name(thing: object) -> str:

@@ -81,7 +81,7 @@ def detach(golden: Golden, pipe: Any) -> None:
         PipelineError: this engine is not attached to it.
     """
     attachment = _attachment(pipe)
-    if attachment is None or attachment.golden is not golden:
+    if attachment is None or not attachment.golden.shares_engine(golden):
         found = "one with no golden noise" if attachment is None else "one attached to another GoldenNoise"
         raise PipelineError(
             f"pipe: expected a pipeline attached to this GoldenNoise, given {found} ({type(pipe).__name__})"
