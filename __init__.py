@@ -1,7 +1,7 @@
 """ComfyUI's door: a clone of this repository in `custom_nodes` is a folder of nodes. In no wheel.
 
-The packages lie in folders called `kernels` and `export`, which must not be found under these names (`kernels`
-is Hugging Face's). So they are found under their own, and nothing else of this folder is.
+The packages lie in folders called `kernels` and `export`, which must not be found under these names:
+`kernels` is Hugging Face's. So they are found under their own, and nothing else of this folder is.
 """
 
 import importlib.util

@@ -36,7 +36,7 @@ state = random_state(MODELS["sdxl"].config, 0)
 save_file({published_name(name): tensor.contiguous().reshape(-1) if name in ("alpha", "beta") else
            tensor.contiguous() for name, tensor in state.items()}, sys.argv[1])
 """
-TORCH = "import torch; print(torch.__version__)"
+TORCH = "from importlib.metadata import version; print(version('torch'))"
 
 
 class Server:
@@ -107,7 +107,8 @@ def prepare(options: argparse.Namespace) -> tuple[str, Path]:
     python = options.python or str(work / "venv" / "bin" / "python")
     if not Path(python).exists():
         run(sys.executable, "-m", "venv", str(work / "venv"))
-        requirements = ["-r", str(options.comfyui / "requirements.txt")]
+        # ComfyUI 0.8 imports `requests`, which its requirements do not name.
+        requirements = ["-r", str(options.comfyui / "requirements.txt"), "requests"]
         run(python, "-m", "pip", "install", "-q", *options.torch, *requirements)
     before = run(python, "-c", TORCH)
     if options.clone:

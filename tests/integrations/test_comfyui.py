@@ -1,18 +1,17 @@
 """The nodes against ComfyUI's documented protocol, in a small stand-in for its executor.
 
-ComfyUI is not on the package registry. The stand-in follows docs.comfy.org (custom-nodes/backend): how
-nodes are found in a folder, declared, validated and called, and how a sampler asks a NOISE for its noise.
+ComfyUI is not on the package registry; `tests/comfyui/headless.py` runs the nodes in a checkout of it. The
+stand-in follows docs.comfy.org (custom-nodes/backend) and ComfyUI 0.3.64 and 0.8: how nodes are declared,
+validated and called, and how a sampler asks a NOISE for its noise.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
-import json
-import sys
+import logging
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,40 +20,13 @@ from torch import Tensor
 
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import BundleError, InputError
-from npnet_runtime.integrations.comfyui import nodes as comfy_nodes
+from npnet_runtime.integrations import comfyui
 from npnet_runtime.integrations.comfyui.noise import ComfyGoldenNoise
 from support.networks import SMALL
 
-FOLDER = Path(comfy_nodes.__file__).parent
-WORKFLOW = json.loads((FOLDER / "example_workflows" / "golden_noise_sdxl.json").read_text())
 EMBEDS = torch.randn(3, *SMALL.text_shape, generator=torch.Generator().manual_seed(1))
-# What the nodes of ComfyUI in the example give, and which of their inputs are links to what.
-CORE_OUTPUTS = {
-    "CheckpointLoaderSimple": ("MODEL", "CLIP", "VAE"),
-    "CLIPTextEncode": ("CONDITIONING",),
-    "EmptyLatentImage": ("LATENT",),
-    "RandomNoise": ("NOISE",),
-    "CFGGuider": ("GUIDER",),
-    "KSamplerSelect": ("SAMPLER",),
-    "BasicScheduler": ("SIGMAS",),
-    "SamplerCustomAdvanced": ("LATENT", "LATENT"),
-    "VAEDecode": ("IMAGE",),
-    "SaveImage": (),
-}
-CORE_LINKS = {
-    "clip": "CLIP",
-    "model": "MODEL",
-    "vae": "VAE",
-    "positive": "CONDITIONING",
-    "negative": "CONDITIONING",
-    "noise": "NOISE",
-    "guider": "GUIDER",
-    "sampler": "SAMPLER",
-    "sigmas": "SIGMAS",
-    "latent_image": "LATENT",
-    "samples": "LATENT",
-    "images": "IMAGE",
-}
+LONG = EMBEDS[:2].reshape(1, 10, 12)
+POLICIES = {"strength": 1.0, "long_prompts": "truncate", "other_sizes": "transfer"}
 
 
 class RandomNoise:
@@ -72,83 +44,45 @@ class RandomNoise:
         return torch.cat([drawn[index] for index in indices])
 
 
-def latent(batch: int, **more: Any) -> dict[str, Any]:
-    return {"samples": torch.zeros(batch, *SMALL.latent_shape)} | more
+def latent(batch: int, *size: int, **more: Any) -> dict[str, Any]:
+    return {"samples": torch.zeros(batch, 4, *(size or SMALL.latent_shape[1:]))} | more
 
 
 def call(name: str, **inputs: Any) -> Any:
     """A node as the executor calls it: validated, a fresh object, its FUNCTION by keyword, a tuple back."""
-    node = comfy_nodes.NODE_CLASS_MAPPINGS[name]
-    assert set(inputs) == set(node.INPUT_TYPES()["required"])
+    node = comfyui.NODE_CLASS_MAPPINGS[name]
+    declared = node.INPUT_TYPES()
+    assert (
+        set(declared["required"])
+        <= set(inputs)
+        <= {**declared["required"], **declared.get("optional", {})}.keys()
+    )
     validate = getattr(node, "VALIDATE_INPUTS", None)
+    wanted = inspect.signature(validate).parameters if validate else {}
+    for key, (kind, *_) in declared["required"].items():
+        if isinstance(kind, list) and key not in wanted:  # what a node validates itself is not looked up
+            assert inputs[key] in kind
     if validate is not None:
-        wanted = inspect.signature(validate).parameters
         valid = validate(**{key: value for key, value in inputs.items() if key in wanted})
         assert valid is True, valid
-    result = getattr(node(), node.FUNCTION)(**inputs)
+    hidden = dict.fromkeys(declared.get("hidden", {}), "7")
+    result = getattr(node(), node.FUNCTION)(**inputs, **hidden)
     assert isinstance(result, tuple)
     assert len(result) == len(node.RETURN_TYPES) == len(node.RETURN_NAMES)
-    return result[0]
+    return result[0] if len(result) == 1 else result
 
 
 @pytest.fixture
 def engine(small_bundle: EngineBundle) -> GoldenNoise:
-    path = str(small_bundle.path)
-    return call("NPNetLoadEngine", engine=path, long_prompts="error", other_sizes="error")
+    given, info = call("NPNetRuntimeLoadEngine", engine=str(small_bundle.path), device="cpu")
+    assert info.startswith(f"small: {small_bundle.manifest.engine} in fp32 on cpu\n")
+    return given
 
 
-def noise_of(engine: GoldenNoise, embeds: Tensor, seed: int = 5) -> ComfyGoldenNoise:
+def noise_of(engine: GoldenNoise, embeds: Tensor, seed: int = 5, **widgets: Any) -> ComfyGoldenNoise:
     conditioning = [[embeds, {"pooled_output": torch.zeros(1, 8)}]]
-    return call("NPNetGoldenNoise", noise=RandomNoise(seed), positive=conditioning, engine=engine)
-
-
-class TestProtocol:
-    def test_declarations(self) -> None:
-        assert set(comfy_nodes.NODE_CLASS_MAPPINGS) == set(comfy_nodes.NODE_DISPLAY_NAME_MAPPINGS)
-        for node in comfy_nodes.NODE_CLASS_MAPPINGS.values():
-            assert callable(getattr(node, node.FUNCTION))
-            assert isinstance(node.CATEGORY, str)
-            parameters = list(inspect.signature(getattr(node, node.FUNCTION)).parameters)[1:]
-            assert parameters == list(node.INPUT_TYPES()["required"])
-            for declared in node.INPUT_TYPES()["required"].values():
-                assert isinstance(declared, tuple)
-                kind, options = declared[0], declared[1] if len(declared) > 1 else {}
-                assert isinstance(kind, (str, list))
-                assert isinstance(kind, str) or options["default"] in kind
-
-    def test_folder_in_custom_nodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """ComfyUI imports a folder's `__init__.py` under the name of its path."""
-        name = "/somewhere/custom_nodes/npnet"
-        spec = importlib.util.spec_from_file_location(name, FOLDER / "__init__.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        assert module.NODE_CLASS_MAPPINGS is comfy_nodes.NODE_CLASS_MAPPINGS
-
-    def test_one_line_in_custom_nodes(self) -> None:
-        names: dict[str, Any] = {}
-        exec("from npnet_runtime.integrations.comfyui import *", names)
-        assert {"NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"} <= set(names)
-
-    def test_example_workflow(self) -> None:
-        """Every link carries what its input takes, every widget a value it allows, every node is used."""
-        used = {"13"}
-        for node in WORKFLOW.values():
-            ours = comfy_nodes.NODE_CLASS_MAPPINGS.get(node["class_type"])
-            declared = ours.INPUT_TYPES()["required"] if ours else {}
-            assert not ours or set(node["inputs"]) == set(declared)
-            for key, value in node["inputs"].items():
-                if isinstance(value, list):
-                    source = WORKFLOW[value[0]]["class_type"]
-                    mine = comfy_nodes.NODE_CLASS_MAPPINGS.get(source)
-                    outputs = mine.RETURN_TYPES if mine else CORE_OUTPUTS[source]
-                    assert outputs[value[1]] == (declared[key][0] if ours else CORE_LINKS[key]), key
-                    used.add(value[0])
-                elif ours and isinstance(declared[key][0], list):
-                    assert value in declared[key][0]
-        assert used == set(WORKFLOW)
+    inputs = {"noise": RandomNoise(seed), "positive": conditioning, "engine": engine}
+    return call("NPNetRuntimeGoldenNoise", **inputs, **POLICIES | widgets)
 
 
 class TestNoise:
@@ -187,15 +121,67 @@ class TestNoise:
         with pytest.raises(dataclasses.FrozenInstanceError):
             noise.noise = None  # type: ignore[misc]
 
-    def test_policies(self, small_bundle: EngineBundle) -> None:
-        path = str(small_bundle.path)
-        engine = call("NPNetLoadEngine", engine=path, long_prompts="average", other_sizes="transfer")
-        noise = noise_of(engine, EMBEDS[:2].reshape(1, 10, 12))
-        assert noise.generate_noise({"samples": torch.zeros(1, 4, 24, 16)}).shape == (1, 4, 24, 16)
+    def test_a_first_user_gets_an_image(self, engine: GoldenNoise, caplog: pytest.LogCaptureFixture) -> None:
+        """Another size and a long prompt with the widgets as they are, and told what became of them."""
+        with caplog.at_level(logging.INFO):
+            noise = noise_of(engine, LONG, latent_image=latent(1, 24, 16))
+            given = noise.generate_noise(latent(1, 24, 16))
+        golden = engine.using(tokens="truncate", resolution="transfer")
+        assert torch.equal(given, golden(RandomNoise(5).generate_noise(latent(1, 24, 16)), LONG))
+        assert "a prompt of 10 tokens: its first 5 are read (long_prompts)" in caplog.text
+        assert "128 x 192 pixels: the change of golden noise at 128 x 128 is transferred" in caplog.text
+
+    def test_policies_do_not_load_the_engine_again(self, engine: GoldenNoise) -> None:
+        first = noise_of(engine, LONG, long_prompts="average", strength=0.5)
+        second = noise_of(engine, LONG)
+        assert first.golden.shares_engine(second.golden)
+        assert not torch.equal(first.generate_noise(latent(1)), second.generate_noise(latent(1)))
+        plain = RandomNoise(5).generate_noise(latent(1))
+        assert torch.equal(noise_of(engine, LONG, strength=0.0).generate_noise(latent(1)), plain)
+
+
+class TestPlainAndGolden:
+    def make(self, engine: GoldenNoise, prompts: int, given: dict[str, Any]) -> Any:
+        inputs = {"noise": RandomNoise(3), "positive": [[EMBEDS[:prompts], {}]], "engine": engine}
+        return call("NPNetRuntimePlainAndGolden", **inputs, latent_image=given, **POLICIES)
+
+    @pytest.mark.parametrize(("prompts", "batch"), [(1, 1), (1, 3), (2, 2)])
+    def test_halves(self, engine: GoldenNoise, prompts: int, batch: int) -> None:
+        mask = torch.rand(batch, 1, 8, 8)
+        noise, doubled = self.make(engine, prompts, latent(batch, noise_mask=mask, other="kept"))
+        assert doubled["samples"].shape[0] == len(doubled["noise_mask"]) == 2 * batch
+        assert doubled["other"] == "kept"
+        plain, golden = noise.generate_noise(doubled).chunk(2)
+        assert noise.seed == 3
+        assert torch.equal(plain, RandomNoise(3).generate_noise(latent(batch)))
+        assert torch.equal(golden, noise_of(engine, EMBEDS[:prompts], 3).generate_noise(latent(batch)))
+
+    def test_batch_index(self, engine: GoldenNoise) -> None:
+        noise, doubled = self.make(engine, 1, latent(2, batch_index=[4, 1]))
+        assert doubled["batch_index"] == [4, 1, 4, 1]
+        plain = noise.generate_noise(doubled)[:2]
+        assert torch.equal(plain, RandomNoise(3).generate_noise(latent(2, batch_index=[4, 1])))
+
+    def test_refused(self, engine: GoldenNoise) -> None:
+        with pytest.raises(InputError, match="divides the batch of 3.*given 2; set batch_size to 2"):
+            self.make(engine, 2, latent(3))
+        noise, _ = self.make(engine, 1, latent(1))
+        with pytest.raises(InputError, match="expected pairs.*given a batch of 3; connect its latent"):
+            noise.generate_noise(latent(3))
+
+    def test_side_by_side(self) -> None:
+        images = torch.rand(4, 6, 5, 3)
+        joined = call("NPNetRuntimeSideBySide", images=images, gap=2)
+        assert joined.shape == (2, 6, 12, 3)
+        assert torch.equal(joined[:, :, :5], images[:2])
+        assert torch.equal(joined[:, :, 7:], images[2:])
+        assert (joined[:, :, 5:7] == 1).all()
+        with pytest.raises(InputError, match="given 3 images"):
+            call("NPNetRuntimeSideBySide", images=images[:3], gap=0)
 
 
 class TestErrors:
-    """Never the untouched noise."""
+    """In the words of the graph, and never the untouched noise."""
 
     @pytest.mark.parametrize(
         ("conditioning", "said"),
@@ -207,67 +193,80 @@ class TestErrors:
             ([[EMBEDS, {}], [EMBEDS, {}]], "expected one prompt, given 2 combined or scheduled"),
             ([[None, {}]], "expected embeddings of a text, given NoneType"),
             ([[EMBEDS[0], {}]], r"given Tensor of shape \(5, 12\)"),
+            ([[EMBEDS[..., :8], {}]], "reads embeddings 12 wide, these are 8 wide.*made for the checkpoint"),
         ],
     )
     def test_conditioning(self, engine: GoldenNoise, conditioning: Any, said: str) -> None:
+        inputs = {"noise": RandomNoise(0), "positive": conditioning, "engine": engine}
+        with pytest.raises(InputError, match=f"^positive: .*{said}"):
+            call("NPNetRuntimeGoldenNoise", **inputs, **POLICIES)
+
+    @pytest.mark.parametrize(
+        ("embeds", "policy", "said"),
+        [
+            (
+                LONG,
+                "error",
+                "takes 10 tokens, and the engine reads 5; .*set long_prompts to truncate or average",
+            ),
+            (LONG[:, :7], "average", "takes chunks of 5 tokens, and the prompt has 7; set long_prompts"),
+            (LONG[:, :3], "error", "takes 3 tokens"),
+        ],
+    )
+    def test_long_prompt(self, engine: GoldenNoise, embeds: Tensor, policy: str, said: str) -> None:
         with pytest.raises(InputError, match=said):
-            call("NPNetGoldenNoise", noise=RandomNoise(0), positive=conditioning, engine=engine)
+            noise_of(engine, embeds, long_prompts=policy)
 
-    def test_long_prompt(self, engine: GoldenNoise) -> None:
-        with pytest.raises(InputError, match="10, 12.*tokens="):
-            noise_of(engine, EMBEDS[:2].reshape(1, 10, 12)).generate_noise(latent(1))
+    @pytest.mark.parametrize(
+        ("shape", "said"),
+        [
+            ((1, 4, 24, 16), "128 x 192 pixels, .*trained for 128 x 128; set other_sizes to transfer"),
+            ((1, 4, 3, 16), "128 x 24 pixels are too few .*takes 32 x 32 or more"),
+            ((0, 4, 16, 16), "expected a batch of 1 or more"),
+            ((1, 4, 3, 16, 16), "expected latents of images"),
+        ],
+    )
+    def test_latents(self, engine: GoldenNoise, shape: tuple[int, ...], said: str) -> None:
+        """At the node if they are connected to it, and by the sampler's call if not."""
+        given = {"samples": torch.zeros(shape)}
+        with pytest.raises(InputError, match=f"latent_image: .*{said}"):
+            noise_of(engine, EMBEDS[:1], other_sizes="error", latent_image=given)
+        with pytest.raises(InputError, match=f"latent_image: .*{said}"):
+            noise_of(engine, EMBEDS[:1], other_sizes="error").generate_noise(given)
 
-    @pytest.mark.parametrize("shape", [(1, 4, 24, 16), (1, 16, 16, 16), (1, 4, 3, 16, 16)])
-    def test_latents(self, engine: GoldenNoise, shape: tuple[int, ...]) -> None:
-        with pytest.raises(InputError, match="noise: expected shape"):
-            noise_of(engine, EMBEDS[:1]).generate_noise({"samples": torch.zeros(shape)})
+    def test_another_kind_of_model(self, engine: GoldenNoise) -> None:
+        with pytest.raises(InputError, match="asks for 16 channels, and the engine small makes 4"):
+            noise_of(engine, EMBEDS[:1]).generate_noise({"samples": torch.zeros(1, 16, 16, 16)})
 
     def test_no_noise(self, engine: GoldenNoise) -> None:
         zeros = SimpleNamespace(seed=0, generate_noise=lambda latent: torch.zeros_like(latent["samples"]))
-        noise = call("NPNetGoldenNoise", noise=zeros, positive=[[EMBEDS[:1], {}]], engine=engine)
+        inputs = {"noise": zeros, "positive": [[EMBEDS[:1], {}]], "engine": engine}
+        noise = call("NPNetRuntimeGoldenNoise", **inputs, **POLICIES)
         with pytest.raises(InputError, match="expected random noise, given zeros.*RandomNoise node"):
             noise.generate_noise(latent(1))
 
     def test_noise_of_another_kind(self, engine: GoldenNoise) -> None:
         odd = SimpleNamespace(seed=0, generate_noise=lambda latent: [0.0])
-        noise = call("NPNetGoldenNoise", noise=odd, positive=[[EMBEDS[:1], {}]], engine=engine)
+        inputs = {"noise": odd, "positive": [[EMBEDS[:1], {}]], "engine": engine}
+        noise = call("NPNetRuntimeGoldenNoise", **inputs, **POLICIES)
         with pytest.raises(InputError, match="expected a tensor from SimpleNamespace, given list"):
             noise.generate_noise(latent(1))
 
-    def test_no_engine(self, tmp_path: Path) -> None:
-        said = comfy_nodes.LoadGoldenNoiseEngine.VALIDATE_INPUTS(str(tmp_path / "nothing"))
-        assert "expected the folder of an engine bundle" in str(said)
-        assert "empty name" in str(comfy_nodes.LoadGoldenNoiseEngine.VALIDATE_INPUTS(" "))
+
+class TestOldGraphs:
+    """Those of earlier versions run on as they are."""
+
+    def test_policies_of_the_engine(self, small_bundle: EngineBundle) -> None:
+        path = str(small_bundle.path)
+        engine, _ = call("NPNetLoadEngine", engine=path, long_prompts="average", other_sizes="transfer")
+        noise = call("NPNetGoldenNoise", noise=RandomNoise(5), positive=[[LONG, {}]], engine=engine)
+        assert noise.generate_noise(latent(1, 24, 16)).shape == (1, 4, 24, 16)
+
+    def test_errors(self, small_bundle: EngineBundle, tmp_path: Path) -> None:
+        path = str(small_bundle.path)
+        engine, _ = call("NPNetLoadEngine", engine=path, long_prompts="error", other_sizes="error")
+        noise = call("NPNetGoldenNoise", noise=RandomNoise(5), positive=[[LONG, {}]], engine=engine)
+        with pytest.raises(InputError, match="10, 12.*tokens="):
+            noise.generate_noise(latent(1))
         with pytest.raises(BundleError):
-            comfy_nodes.LoadGoldenNoiseEngine().load(str(tmp_path), "error", "error")
-
-
-class TestInsideComfyUI:
-    @pytest.fixture
-    def comfy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-        """The two modules of ComfyUI that are asked, as far as they are."""
-        freed: list[tuple[int, torch.device]] = []
-        management: Any = ModuleType("comfy.model_management")
-        management.get_torch_device = lambda: state.device
-        management.free_memory = lambda size, device: freed.append((size, device))
-        comfy, paths = ModuleType("comfy"), ModuleType("folder_paths")
-        comfy.model_management = management  # type: ignore[attr-defined]
-        paths.models_dir = str(tmp_path)  # type: ignore[attr-defined]
-        for module in (comfy, management, paths):
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-        state = SimpleNamespace(device=torch.device("cpu"), freed=freed, models=tmp_path)
-        return state
-
-    def test_engine_by_name(self, comfy: SimpleNamespace, small_bundle: EngineBundle) -> None:
-        (comfy.models / "npnet").mkdir()
-        (comfy.models / "npnet" / "sdxl").symlink_to(small_bundle.path)
-        assert comfy_nodes.LoadGoldenNoiseEngine.IS_CHANGED("sdxl") == small_bundle.digest
-        engine = call("NPNetLoadEngine", engine="sdxl", long_prompts="error", other_sizes="error")
-        assert engine.bundle.digest == small_bundle.digest
-        size = sum(file.bytes for file in small_bundle.manifest.files.values())
-        assert comfy.freed == [(size, torch.device("cpu"))]
-
-    @pytest.mark.parametrize(("device", "ours"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu")])
-    def test_device(self, comfy: SimpleNamespace, device: str, ours: str) -> None:
-        comfy.device = torch.device(device)
-        assert comfy_nodes.comfy_device(0) == torch.device(ours)
+            comfyui.NODE_CLASS_MAPPINGS["NPNetLoadEngine"]().load(str(tmp_path), "error", "error")
