@@ -6,8 +6,6 @@ import math
 import os
 from pathlib import Path
 
-import torch
-
 from npnet_runtime.errors import BackendError
 
 VARIABLE = "NPNET_THREADS"
@@ -24,6 +22,8 @@ def choose_threads(threads: int | None = None) -> int:
     Raises:
         BackendError: no positive number.
     """
+    import torch  # here, so that a command may ask for the cores before it is imported
+
     for name, given in (("threads", threads), (VARIABLE, os.environ.get(VARIABLE) or None)):
         if given is not None:
             return parse_threads(name, given)

@@ -10,9 +10,11 @@ from npnet_runtime.errors import CheckpointError, ConfigError
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.networks.registry import Network, NetworkConfig, network_from_state
 from npnet_runtime.weights import checkpoint
-from npnet_runtime.weights.hub import download, looks_like_hub_id, split_hub_id
+from npnet_runtime.weights.hub import download, download_first, looks_like_hub_id, split_hub_id
 from npnet_runtime.weights.models import MODELS, ModelSpec
 from npnet_runtime.weights.packaged import PACKAGED, PackagedModel
+
+DEFAULT_FILE = "model.safetensors"
 
 
 def all_models() -> dict[str, ModelSpec | PackagedModel]:
@@ -78,8 +80,9 @@ class WeightsRequest:
         if self.random_seed is not None and config is not None:
             network = network_from_state(config, random_state(config, self.random_seed))
             return network, {"source": "random", "random_seed": self.random_seed}
-        read = checkpoint.read(self._fetch(), config)
-        return read.network(), {**self._named(), "form": read.form, "sha256": read.sha256}
+        path, named = self._fetch()
+        read = checkpoint.read(path, config)
+        return read.network(), {**named, "form": read.form, "sha256": read.sha256}
 
     def check(self) -> None:
         """Find out what can be known without loading them.
@@ -110,22 +113,18 @@ class WeightsRequest:
     def _packaged(self) -> Path | None:
         return self.model.path() if self.source is None and isinstance(self.model, PackagedModel) else None
 
-    def _named(self) -> dict[str, str | None]:
-        """Of the weights, for the manifest; no path of this machine where none was given."""
-        if self.source is not None or self.model is None:
-            return {"source": self.source}
-        if isinstance(self.model, PackagedModel):
-            return {"package": self.model.package, "file": f"{self.model.folder}/{self.model.filename}"}
-        return {"source": f"{self.model.repository}:{self.model.filename}"}
-
-    def _fetch(self) -> Path:
+    def _fetch(self) -> tuple[Path, dict[str, str | None]]:
+        """The file, and how the manifest names it: by no path of this machine where none was given."""
         if self._is_path():
-            return Path(str(self.source)).expanduser()
-        if self.source is None:
-            if self.model is None:
-                raise CheckpointError("no weights named: give --model, --weights or --random-weights")
-            if isinstance(self.model, PackagedModel):
-                return self.model.path()
-            return download(self.model.repository, self.model.filename, offline=self.offline)
-        default = self.model.filename if isinstance(self.model, ModelSpec) else "model.safetensors"
-        return download(*split_hub_id(self.source, default), offline=self.offline)
+            return Path(str(self.source)).expanduser(), {"source": self.source}
+        if self.source is not None:
+            default = self.model.sources[0].filename if isinstance(self.model, ModelSpec) else DEFAULT_FILE
+            repository, filename = split_hub_id(self.source, default)
+            return download(repository, filename, offline=self.offline), {"source": self.source}
+        if isinstance(self.model, PackagedModel):
+            file = f"{self.model.folder}/{self.model.filename}"
+            return self.model.path(), {"package": self.model.package, "file": file}
+        if self.model is None:
+            raise CheckpointError("no weights named: give --model, --weights or --random-weights")
+        path, source = download_first(self.model.sources, offline=self.offline)
+        return path, {"source": str(source)}

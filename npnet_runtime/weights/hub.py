@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from npnet_runtime.errors import DownloadError
+from npnet_runtime.files import sha256
+from npnet_runtime.weights.models import Source
 
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<filename>[\w./-]+))?")
 
@@ -68,3 +71,32 @@ def download(repository: str, filename: str, *, offline: bool = False) -> Path:
         raise DownloadError(
             f"{where} cannot be downloaded ({error}); check the connection, {elsewhere}"
         ) from error
+
+
+def download_first(sources: Sequence[Source], *, offline: bool = False) -> tuple[Path, Source]:
+    """Fetch the first file of several that can be had.
+
+    Args:
+        sources: of the same weights.
+        offline: see `download`.
+
+    Returns:
+        Its path in the cache, and which it was.
+
+    Raises:
+        DownloadError: none can be had, for the reasons given; or one is not the file that it should be.
+    """
+    reasons = []
+    for source in sources:
+        try:
+            path = download(source.repository, source.filename, offline=offline)
+        except DownloadError as error:
+            reasons.append(str(error))
+            continue
+        if source.sha256 is not None and (found := sha256(path)) != source.sha256:
+            raise DownloadError(
+                f"{source}: expected the file with sha256 {source.sha256}, given {found}; "
+                "pip install -U npnet-runtime if it was published anew, or name the file with --weights"
+            )
+        return path, source
+    raise DownloadError("no source of the weights can be reached:\n  " + "\n  ".join(reasons))

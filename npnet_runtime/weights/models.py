@@ -9,14 +9,31 @@ from npnet_runtime.networks.npnet_config import NPNetConfig
 
 
 @dataclass(frozen=True)
+class Source:
+    """A file of weights on the Hugging Face hub.
+
+    Args:
+        repository: `owner/name`.
+        filename: within it.
+        sha256: of the file, where it is known; another file is refused then.
+    """
+
+    repository: str
+    filename: str
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repository}:{self.filename}"
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A text-to-image model and the NPNet weights trained for it.
 
     Args:
         name: what `npnet-export --model` takes.
         config: shapes of its noise, text and network.
-        repository: Hugging Face hub repository of the NPNet weights.
-        filename: the checkpoint in that repository.
+        sources: where its weights are on the hub: the first that can be had is taken.
         base_model: hub repository of the text-to-image model.
         pipeline_class: its class in diffusers.
         guidance_scale: classifier-free guidance the weights were trained and evaluated with.
@@ -24,8 +41,7 @@ class ModelSpec:
 
     name: str
     config: NPNetConfig
-    repository: str
-    filename: str
+    sources: tuple[Source, ...]
     base_model: str
     pipeline_class: str
     guidance_scale: float
@@ -33,7 +49,15 @@ class ModelSpec:
     @property
     def description(self) -> str:
         """Where the weights are, in words."""
-        return f"{self.repository}:{self.filename} on the Hugging Face hub"
+        return f"{' or '.join(map(str, self.sources))} on the Hugging Face hub"
+
+
+def _released(name: str) -> tuple[Source, ...]:
+    """The safetensors, which hold nothing but tensors, before the authors' own pickle of the same weights."""
+    return (
+        Source("LucipherDev/Golden-Noise-NPNets", f"{name}.safetensors"),
+        Source("Klayand/GoldenNoiseModel", f"{name}.pth"),
+    )
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -42,8 +66,7 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             name="sdxl",
             config=NPNetConfig(),
-            repository="Klayand/GoldenNoiseModel",
-            filename="sdxl.pth",
+            sources=_released("sdxl"),
             base_model="stabilityai/stable-diffusion-xl-base-1.0",
             pipeline_class="StableDiffusionXLPipeline",
             guidance_scale=5.5,
@@ -51,8 +74,7 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             name="dreamshaper-xl-v2-turbo",
             config=NPNetConfig(),
-            repository="Klayand/GoldenNoiseModel",
-            filename="dreamshaper.pth",
+            sources=_released("dreamshaper"),
             base_model="Lykon/dreamshaper-xl-v2-turbo",
             pipeline_class="StableDiffusionXLPipeline",
             guidance_scale=3.5,
@@ -60,8 +82,7 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             name="hunyuan-dit",
             config=NPNetConfig(text_dim=1024),
-            repository="Klayand/GoldenNoiseModel",
-            filename="dit.pth",
+            sources=_released("dit"),
             base_model="Tencent-Hunyuan/HunyuanDiT-Diffusers",
             pipeline_class="HunyuanDiTPipeline",
             guidance_scale=5.0,

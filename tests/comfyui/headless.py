@@ -186,6 +186,10 @@ def examine(server: Server, base: Path, size: tuple[int, int]) -> None:
     check("golden noise makes another image", not np.array_equal(golden, plain))
     none = picture(changed(single, n7={"strength": 0.0}))
     check("strength 0 is the plain image", np.array_equal(none, plain))
+    other = picture(changed(single, n7={"strength": 0.5}))
+    check("another strength makes another image", not np.array_equal(other, golden))
+    loaded = server.log.read_text().count("Golden Noise: sdxl: ")
+    check("other widgets do not load the engine again", loaded == 1, loaded)
     both = picture(pair)
     width = size[0]
     check("side by side", both.shape == (size[1], 2 * width + 8, 3), both.shape)
@@ -222,10 +226,6 @@ def examine(server: Server, base: Path, size: tuple[int, int]) -> None:
         words = str(done.get("refused") or done.get("failed"))
         check(f"refused: {name}", said in words and "outputs" not in done, words[:300])
         check(f"refused at the node: {name}", done.get("node", "7") == "7", done)
-    again = picture(changed(single, n7={"strength": 0.5}))
-    check("another strength", not np.array_equal(again, golden))
-    loaded = server.log.read_text().count("Golden Noise: sdxl: ")
-    check("an engine is loaded once for each of its two loaders", loaded == 2, loaded)
 
 
 def near(np: Any, name: str, given: Any, wanted: Any) -> None:

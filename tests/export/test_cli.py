@@ -56,7 +56,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for name, spec in MODELS.items():
         assert name in printed
-        assert f"{spec.repository}:{spec.filename}" in printed
+        for source in spec.sources:
+            assert f"{source.repository}:{source.filename}" in printed
     assert "onnxruntime" in printed
 
 

@@ -11,8 +11,8 @@ from npnet_runtime.errors import InputError
 
 FOLDER = "golden_noise"
 """Name in the registry (`extra_model_paths.yaml`), and of the folder in ComfyUI's `models`."""
-OLD_FOLDER = "npnet"
-"""Another node's, which earlier versions shared: still read."""
+OLD_FOLDERS = ("npnet", "npnets")
+"""Those of other nodes, of which earlier versions shared the first: read too."""
 WEIGHTS = (".pth", ".pt", ".safetensors")
 NO_ENGINE = f"none yet: npnet-export --model sdxl --output models/{FOLDER}/sdxl"
 NO_WEIGHTS = f"none yet: put sdxl.pth into models/{FOLDER}"
@@ -25,7 +25,7 @@ def register_folders() -> None:
         import folder_paths  # ComfyUI's
     except ImportError:
         return
-    for name in (FOLDER, OLD_FOLDER):
+    for name in (FOLDER, *OLD_FOLDERS):
         folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, name))
     try:
         os.makedirs(os.path.join(folder_paths.models_dir, FOLDER), exist_ok=True)

@@ -77,7 +77,7 @@ class LoadWeights:
         kind = {"default": "torch", "tooltip": "torch needs nothing to install; auto looks for the fastest"}
         return {
             "required": {
-                "weights": (weights_names(), {"tooltip": f"A file in models/{FOLDER} or models/npnet"}),
+                "weights": (weights_names(), {"tooltip": f"A file in models/{FOLDER} or models/npnets"}),
                 "model": (list(MODELS), {"default": AUTO, "tooltip": "auto: by the width of its text"}),
                 "kind": (list(KINDS), kind),
                 "precision": (list(PRECISIONS), {"default": AUTO, "tooltip": "auto: fp32 with kind torch"}),

@@ -69,11 +69,10 @@ class MakeGoldenNoise:
             InputError: a conditioning of several prompts, or none; a prompt or size that the widgets refuse.
         """
         manifest, embeds = engine.bundle.manifest, positive_prompt(positive)
-        taken = [check_prompt(embeds, manifest, long_prompts)]
-        if latent_image is not None:
-            taken.append(check_size(tuple(latent_image["samples"].shape), manifest, other_sizes))
-        for line in filter(None, taken):
+        if line := check_prompt(embeds, manifest, long_prompts):
             say(line, node)
+        if latent_image is not None:
+            check_size(tuple(latent_image["samples"].shape), manifest, other_sizes)
         golden = engine.using(tokens=long_prompts, resolution=other_sizes, strength=strength)
         return (ComfyGoldenNoise(noise, embeds, golden, other_sizes),)
 

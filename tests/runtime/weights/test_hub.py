@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+from npnet_export.weights import WeightsRequest
 from npnet_runtime.errors import DownloadError
-from npnet_runtime.weights.hub import download, looks_like_hub_id, split_hub_id
+from npnet_runtime.weights.hub import download, download_first, looks_like_hub_id, split_hub_id
+from npnet_runtime.weights.models import MODELS, Source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -86,3 +89,38 @@ def test_split() -> None:
     assert split_hub_id("a/b:c/d.pth", "x.pth") == ("a/b", "c/d.pth")
     with pytest.raises(DownloadError, match="owner/repository:file"):
         split_hub_id("a/b/c", "x.pth")
+
+
+class TestSeveralSources:
+    PTH, ABSENT = Source("owner/weights", "sdxl.pth"), Source("owner/other", "sdxl.safetensors")
+
+    def test_the_first_that_can_be_had(self, cache: Path) -> None:
+        path, source = download_first((self.ABSENT, self.PTH), offline=True)
+        assert path.read_bytes() == b"weights"
+        assert source == self.PTH
+
+    def test_none(self, cache: Path) -> None:
+        with pytest.raises(DownloadError, match=r"(?s)no source of .*reached:.*owner/other.*owner/x"):
+            download_first((self.ABSENT, Source("owner/x", "sdxl.pth")), offline=True)
+
+    def test_another_file(self, cache: Path) -> None:
+        """Not passed over for the next: somebody has to look at it."""
+        right = Source("owner/weights", "sdxl.pth", hashlib.sha256(b"weights").hexdigest())
+        assert download_first((right,), offline=True)[1] == right
+        with pytest.raises(DownloadError, match="expected the file with sha256 abc, given .*--weights"):
+            download_first((Source("owner/weights", "sdxl.pth", "abc"), right), offline=True)
+
+    def test_the_manifest_names_it(self, cache: Path, small_checkpoint: Path) -> None:
+        for source in MODELS["sdxl"].sources[1:]:
+            folder = cache / f"models--{source.repository.replace('/', '--')}"
+            (folder / "refs").mkdir(parents=True)
+            (folder / "refs" / "main").write_text(COMMIT)
+            (folder / "snapshots" / COMMIT).mkdir(parents=True)
+            (folder / "snapshots" / COMMIT / source.filename).symlink_to(small_checkpoint)
+        path, named = WeightsRequest(MODELS["sdxl"], offline=True)._fetch()
+        assert named == {"source": "Klayand/GoldenNoiseModel:sdxl.pth"}
+        assert path.read_bytes() == small_checkpoint.read_bytes()
+        assert [source.repository for source in MODELS["sdxl"].sources] == [
+            "LucipherDev/Golden-Noise-NPNets",
+            "Klayand/GoldenNoiseModel",
+        ]
