@@ -34,6 +34,7 @@ from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
 from npnet_runtime.interruption import STOPPING, handling
 from npnet_runtime.weights.checkpoint import own_config
+from npnet_runtime.weights.hub import hide_progress
 from npnet_runtime.weights.models import ModelSpec
 from npnet_runtime.weights.packaged import PackagedModel
 
@@ -88,6 +89,8 @@ def _export(arguments: list[str]) -> int:
         print(_plan(settings))
         check(settings)
         return 0
+    if options.quiet:
+        hide_progress()
     stages = Stages(quiet=options.quiet)
     if settings.chosen:
         stages(settings.chosen)

@@ -193,11 +193,11 @@ def _platform_obstacle(manifest: Manifest, machine: Machine) -> str | None:
 
 
 def _cpu_obstacle(manifest: Manifest, machine: Machine) -> str | None:
+    if manifest.compute_capabilities:
+        return f"the bundle is bound to a GPU of compute capability {_list(manifest.compute_capabilities)}"
     if manifest.engine == "openvino":
         target = manifest.build_options.get(TARGET_OPTION, "CPU")
         return target_obstacle(target, manifest.precision, machine.openvino_devices)
-    if manifest.compute_capabilities:
-        return f"the bundle is bound to a GPU of compute capability {_list(manifest.compute_capabilities)}"
     return None
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -149,7 +150,11 @@ def check_target(path: Path, *, force: bool, need_bytes: int = 0) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise BundleError(f"{path}: {parent} is a file; choose another --output")
-    free = shutil.disk_usage(parent).free
+    try:
+        with tempfile.TemporaryDirectory(prefix=".npnet-", dir=parent):
+            free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise BundleError(f"{path}: {parent} cannot be written ({error}); choose another --output") from error
     if free < need_bytes:
         raise BundleError(
             f"{path}: expected {need_bytes:,} bytes of free space, given {free:,}; "

@@ -20,7 +20,7 @@ from npnet_runtime.generate.settings import FILENAME, GenerateSettings, parse_se
 from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy
 from npnet_runtime.inputs.strength import check_strength
-from npnet_runtime.integrations.diffusers.loading import dtype_option
+from npnet_runtime.integrations.diffusers.loading import dtype_option, quiet_loading
 
 if TYPE_CHECKING:
     from npnet_runtime.generate.images import Made
@@ -74,6 +74,8 @@ def _generate(options: argparse.Namespace) -> None:
             f"npnet-generate needs diffusers, Pillow and rich ({error}): "
             "pip install 'npnet-runtime[pipelines]'"
         ) from error
+    if options.quiet:
+        quiet_loading()
     golden = GoldenNoise(
         options.engine,
         device=options.device,

@@ -73,6 +73,15 @@ def download(repository: str, filename: str, *, offline: bool = False) -> Path:
         ) from error
 
 
+def hide_progress() -> None:
+    """Show no bars of downloads in this process, where huggingface_hub is installed."""
+    try:
+        from huggingface_hub.utils import disable_progress_bars
+    except ImportError:
+        return
+    disable_progress_bars()
+
+
 def download_first(sources: Sequence[Source], *, offline: bool = False) -> tuple[Path, Source]:
     """Fetch the first file of several that can be had.
 

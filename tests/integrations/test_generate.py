@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -80,6 +81,34 @@ def test_compares(
     settings = json.loads((output / "settings.json").read_text())
     assert settings["engine_digest"] == text_bundle.digest
     assert settings["seeds"] == [7, 8]
+
+
+def test_quiet_is_quiet(command: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also of the bars that libraries draw while they load."""
+    import huggingface_hub.utils as hub
+
+    libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    for library in libraries:
+        library.enable_progress_bar()
+    hub.enable_progress_bars()
+    capfd.readouterr()
+    assert command("--seeds", "7") == 0
+    given = capfd.readouterr()
+    assert given.out == given.err == ""
+    assert hub.are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize("strength", ["0", "0.5"])
+def test_strength(command: Command, output: Path, strength: str) -> None:
+    assert command("--seeds", "7", "--compare", "--strength", strength) == 0
+    plain, golden = (
+        Image.open(output / ImageSettings("a red cat", 7, kind).filename).tobytes()
+        for kind in ("plain", "golden")
+    )
+    assert (plain == golden) == (strength == "0")
+    assert json.loads((output / "settings.json").read_text())["strength"] == float(strength)
+    with pytest.raises(SystemExit):
+        command("--strength", "1.5")
 
 
 def test_gallery_needs_nothing_else(command: Command, output: Path) -> None:

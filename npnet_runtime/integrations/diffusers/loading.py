@@ -1,8 +1,13 @@
-"""What differs between releases of diffusers when a model is loaded."""
+"""Loading models by diffusers: what differs between its releases, and what it need not say."""
 
 from __future__ import annotations
 
+import importlib
+import warnings
+
 import torch
+
+from npnet_runtime.weights.hub import hide_progress
 
 _RENAMED = (0, 40)  # the release that calls `torch_dtype` `dtype`, and warns of the old name
 
@@ -13,3 +18,13 @@ def dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
     release = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
     return {"dtype" if release >= _RENAMED else "torch_dtype": dtype}
+
+
+def quiet_loading() -> None:
+    """Hide what the libraries say while they load: progress bars, and packages that are not used here."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    for name in ("diffusers", "transformers"):
+        library = importlib.import_module(f"{name}.utils.logging")
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    hide_progress()

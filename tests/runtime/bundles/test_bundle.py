@@ -221,6 +221,12 @@ class TestWrite:
         with pytest.raises(BundleError, match="of free space"):
             check_target(tmp_path / "b", force=False, need_bytes=1 << 60)
 
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system that nobody may write")
+    def test_cannot_be_written(self) -> None:
+        """Not said to be full: its free space is 0 as well."""
+        with pytest.raises(BundleError, match="/proc cannot be written .*choose another --output"):
+            check_target(Path("/proc/sdxl"), force=False, need_bytes=1)
+
     def test_full_disk(self, tmp_path: Path) -> None:
         def fill() -> None:
             with write_bundle(tmp_path / "b"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -167,3 +168,19 @@ def test_the_fill_is_the_same_for_ever_and_another_for_each_axis() -> None:
         generator = torch.Generator().manual_seed(FILL_SEED + axis)
         assert torch.equal(_fill(SMALL, axis, noise), torch.randn(noise.shape, generator=generator))
     assert not torch.equal(_fill(SMALL, 2, noise), _fill(SMALL, 3, noise))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 16), (16, 3)])
+def test_too_small_to_be_transferred(small_torch_bundle: EngineBundle, size: tuple[int, int]) -> None:
+    """A mean of the change adds up over the places that one stands for: 1 x 1 had a deviation of 27."""
+    golden = GoldenNoise(small_torch_bundle, device="cpu", resolution="transfer")
+    with pytest.raises(InputError, match="expected 4 x 4 or more, .* given .* make a larger image"):
+        golden(torch.randn(1, 4, *size), torch.randn(1, *SMALL.text_shape))
+
+
+@pytest.mark.parametrize("resolution", ["transfer", "error"])
+@pytest.mark.parametrize("size", [(16, 16), (24, 16)])
+def test_an_empty_batch(small_torch_bundle: EngineBundle, resolution: Any, size: tuple[int, int]) -> None:
+    golden = GoldenNoise(small_torch_bundle, device="cpu", resolution=resolution)
+    with pytest.raises(InputError, match="noise: expected a batch of at least 1, given an empty one"):
+        golden(torch.randn(0, 4, *size), torch.randn(1, *SMALL.text_shape))

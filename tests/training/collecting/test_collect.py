@@ -229,6 +229,20 @@ def test_a_shard_of_other_settings(settings: CollectSettings, tmp_path: Path) ->
     assert collect(with_(settings, resume=True, thumbnails=1)).new == 4
 
 
+def test_damage_in_what_is_done(settings: CollectSettings) -> None:
+    """A byte of the noise, which nothing but reading it finds."""
+    collect(settings)
+    path = shard_path(settings.output, 1)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert collect(with_(settings, resume=True, check=False)).new == 0
+    with pytest.raises(DatasetError, match=r"train-000001.parquet: truncated or damaged .*delete it"):
+        collect(with_(settings, resume=True))
+    path.unlink()
+    assert collect(with_(settings, resume=True)).new == 4
+
+
 def test_only_what_fits_is_continued(settings: CollectSettings) -> None:
     collect(with_(settings, max_prompts=2))
     with pytest.raises(DatasetError, match="go on with --resume"):

@@ -58,7 +58,7 @@ def done(settings: CollectSettings, item: Item, info: PairInfo) -> int | None:
     path = shard_path(settings.folder, item.number)
     if not exists(path):
         return None
-    table = read_rows(path, info)
+    table = read_rows(path, info, whole=settings.check)
     found = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))
     wanted = list(zip(item.prompts, item.seeds, strict=True))
     if any(one != other for one, other in zip(found, wanted, strict=False)):

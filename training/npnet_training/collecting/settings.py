@@ -49,6 +49,8 @@ class CollectSettings(Settings):
     """Keep the images of this many first pairs, and a page that shows them."""
     resume: bool = False
     """Go on with the dataset in the folder."""
+    check: bool = True
+    """Read all that is counted as done, to the last checksum; without, only of which prompts it is."""
     ray: str | None = None
     """Run on Ray: 'local', 'auto' for the cluster this machine is in, or an address."""
     workers: int = Field(default=1, ge=1)
@@ -99,6 +101,7 @@ OF_THE_RUN = frozenset(
         "device",
         "thumbnails",
         "resume",
+        "check",
         "ray",
         "workers",
         "gpus",

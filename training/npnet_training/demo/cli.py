@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from npnet_runtime.integrations.diffusers.loading import quiet_loading
 from npnet_training.command import run
 from npnet_training.demo.checks import RESULTS
 from npnet_training.demo.demonstration import GALLERY, check_all, demonstrate
@@ -42,7 +41,7 @@ def _work(settings: DemoSettings) -> int:
         print(f"[{time.perf_counter() - began:5.1f} s] {text}", file=sys.stderr, flush=True)
 
     check_all(settings)  # before the slow imports of what follows
-    _quiet()
+    quiet_loading()
     results = demonstrate(settings, say).results
     from npnet_training.demo.tables import about, tables, timing
 
@@ -61,12 +60,3 @@ def _work(settings: DemoSettings) -> int:
     grids = ", ".join(f"grid-{name}.png" for name in results["denoisers"])
     console.print(f"{settings.output / GALLERY}, {grids}, {RESULTS}; {time.perf_counter() - began:.0f} s")
     return 0
-
-
-def _quiet() -> None:
-    """Hide what the libraries say while they load: progress bars, and packages that are not used here."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-    for name in ("diffusers", "transformers"):
-        library = importlib.import_module(f"{name}.utils.logging")
-        library.set_verbosity_error()
-        library.disable_progress_bar()

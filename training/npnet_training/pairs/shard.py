@@ -108,8 +108,13 @@ def open_shard(path: Location) -> pq.ParquetFile:
     return file
 
 
-def read_rows(path: Location, info: PairInfo) -> pa.Table:
+def read_rows(path: Location, info: PairInfo, *, whole: bool = False) -> pa.Table:
     """The columns `prompt`, `seed` and `kept` of a shard of that dataset.
+
+    Args:
+        path: of the shard.
+        info: of the dataset.
+        whole: read the noise as well, to find what is damaged.
 
     Raises:
         DatasetError: missing, damaged, or of another dataset.
@@ -121,6 +126,9 @@ def read_rows(path: Location, info: PairInfo) -> pa.Table:
             f"than {FILE} beside it says; delete it and run npnet-collect with --resume"
         )
     try:
+        if whole:
+            for group in range(file.num_row_groups):
+                file.read_row_group(group)
         return file.read(["prompt", "seed", "kept"])
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
