@@ -3,10 +3,11 @@
     python benchmarks/latency.py                                  random weights, all engines, batch 1
     python benchmarks/latency.py --batch 1 4 --output results     JSON and PNG as well
 
-All contenders get the same weights and inputs, and take turns in one process. A ratio is printed only for
-an engine whose golden noise agrees with the published computation in this very run. An engine that fails, in
-whatever way, is a line that says so; results are written after every batch, so that a run that is stopped
-keeps what it had. `--seconds` bounds the time of a batch: slow calls are then timed in fewer rounds.
+All contenders get the same inputs, those of one kind of network the same weights, and take turns in one
+process. A ratio is printed only for an engine whose golden noise agrees in this very run with the published
+computation, or, of another kind of network, with that network in float32. An engine that fails, in whatever
+way, is a line that says so; results are written after every batch, so that a run that is stopped keeps what
+it had. `--seconds` bounds the time of a batch: slow calls are then timed in fewer rounds.
 
 The column *svd* times the solver that the engine runs: `jacobi`, in a CUDA graph of its own, where calls are
 replayed from graphs.
@@ -35,8 +36,11 @@ from latency_race import BASELINE, STAGES, Contender, build_contenders, probe, r
 from npnet_export.parity import fresh_inputs
 from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
-from npnet_runtime import NPNet
+from npnet_runtime import NPNet, NPNetConfig
 from npnet_runtime.devices import resolve_device
+from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, default_channels
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.networks.registry import Network, network_from_state
 from npnet_runtime.weights import checkpoint
 from npnet_runtime.weights.models import MODELS, get_model
 
@@ -55,9 +59,25 @@ def main() -> int:
         if not isinstance(network, NPNet):
             raise SystemExit(f"{weights.description}: a network of another kind than the published one")
         baseline = PublishedNPNet(network.config, network.state_dict()).to(device)
-        contenders = build_contenders(
-            options.engine, options.model, weights, max(options.batch), device, Path(folder), stage
-        )
+        contenders = []
+        if "npnet" in options.network:
+            contenders += build_contenders(
+                options.engine, options.model, weights, max(options.batch), device, Path(folder), stage
+            )
+        if "prompt-attention" in options.network:
+            other = _prompt_attention(network.config, options.seed)
+            path = Path(folder) / "prompt-attention.safetensors"
+            checkpoint.write(path, other.state_dict(), other.config)
+            contenders += build_contenders(
+                options.engine,
+                options.model,
+                WeightsRequest(None, str(path)),
+                max(options.batch),
+                device,
+                Path(folder),
+                stage,
+                other,
+            )
         result: dict[str, Any] = {
             "what": "latency of golden noise, milliseconds",
             "command": "python benchmarks/latency.py " + " ".join(sys.argv[1:]),
@@ -100,6 +120,15 @@ def main() -> int:
     return 0 if raced and all(row["parity"]["agrees"] for row in raced) else 1
 
 
+def _prompt_attention(config: NPNetConfig, seed: int) -> Network:
+    """A network of the other kind for the same noise and text, with random weights."""
+    (channels, height, width), (tokens, text) = config.latent_shape, config.text_shape
+    other = PromptAttentionConfig(
+        channels, height, width, tokens, text, channels=default_channels(height, width)
+    )
+    return network_from_state(other, random_state(other, seed))
+
+
 def _name(options: argparse.Namespace, device: torch.device) -> str:
     return f"latency-{options.model}-{device.type}" + (f"-{options.tag}" if options.tag else "")
 
@@ -114,6 +143,13 @@ def _options() -> argparse.Namespace:
     source.add_argument("--seed", type=int, default=0, help="of the random weights")
     parser.add_argument(
         "--engine", action="append", metavar="KIND[:PRECISION]", help="default: all, fp32 (and fp16 on CUDA)"
+    )
+    parser.add_argument(
+        "--network",
+        nargs="+",
+        choices=("npnet", "prompt-attention"),
+        default=["npnet"],
+        help="kinds that engines are built of; the second is compared with itself in float32",
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=30)
@@ -131,6 +167,9 @@ def _print(console: Console, rows: list[dict[str, Any]], contenders: list[Conten
     for row in rows:
         cells = []
         for stage in STAGES:
+            if stage not in row["milliseconds"]:
+                cells.append("")
+                continue
             time = row["milliseconds"][stage]
             ratio = f"\n{row['speed_up'][stage]:.2f}x" if "speed_up" in row else "\nno ratio"
             cells.append(f"{time['median']:.2f} ({time['p90']:.2f}, {time['p99']:.2f}){ratio}")

@@ -23,13 +23,17 @@ from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
 from npnet_kernels import latent_to_matrix, svd
 from npnet_runtime import GoldenNoise, NPNetError
+from npnet_runtime.backends.machine import installed_version
+from npnet_runtime.backends.openvino_backend import devices, target_obstacle
 from npnet_runtime.hot_path.capture import Capture
 from npnet_runtime.hot_path.graphed import SOLVER
 from npnet_runtime.hot_path.passes import SIGNS
+from npnet_runtime.networks.registry import Network
 
 BASELINE = "published, eager float32"
 STAGES = ("svd", "spectral half", "prompt half", "critical path", "end to end")
 PROBE_LIMIT_S = 120
+WITHOUT_SVD = ("prompt half", "critical path", "end to end")
 _PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
 
 
@@ -43,6 +47,12 @@ class Contender:
     folder: Path
     absent: str | None = None
     built: bool = False  # a bundle of its own, whose cold start is measured
+    network: Network | None = None  # what it is compared with; None for the published computation
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What is timed of it."""
+        return STAGES if self.network is None else WITHOUT_SVD
 
 
 def build_contenders(
@@ -53,6 +63,7 @@ def build_contenders(
     device: torch.device,
     folder: Path,
     stage: Stages,
+    network: Network | None = None,
 ) -> list[Contender]:
     """Export and load engines, with graphs and without where both can be had.
 
@@ -64,15 +75,17 @@ def build_contenders(
         device: where they run.
         folder: that the bundles are written to.
         stage: told what is being done.
+        network: of another kind than the published one, with these weights, float32 on the CPU.
     """
     here = [name for name, kind in ENGINES.items() if device.type in kind.devices]
-    wanted = engines or [f"{name}:{p}" for name in here for p in _PRECISIONS[device.type]]
+    wanted = engines or [f"{name}:{p}" for name in here for p in _precisions(name, device)]
+    prefix = "" if network is None else f"{network.config.kind} "
     contenders: list[Contender] = []
     for item in wanted:
         kind, _, precision = item.partition(":")
         precision = precision or "fp32"
-        target = folder / f"{kind}-{precision}"
-        contender = Contender(f"{kind} {precision}", precision, None, target)
+        target = folder / f"{prefix}{kind}-{precision}".replace(" ", "-")
+        contender = Contender(f"{prefix}{kind} {precision}", precision, None, target, network=network)
         contenders.append(contender)
         settings = ExportSettings(
             weights, target, model, kind, precision, max_batch=max_batch, device=str(device)
@@ -85,15 +98,23 @@ def build_contenders(
             if contender.golden.captured:
                 contenders.append(
                     Contender(
-                        f"{kind} {precision}, no graphs",
+                        f"{prefix}{kind} {precision}, no graphs",
                         precision,
                         GoldenNoise(target, device=device, cuda_graphs=False),
                         target,
+                        network=network,
                     )
                 )
         except Exception as error:  # whatever a compiler or a driver raises, the others go on
             contender.absent = _told(error)
     return contenders
+
+
+def _precisions(engine: str, device: torch.device) -> tuple[str, ...]:
+    """Those that are worth a race: on a CPU half precision is, where it multiplies in bfloat16."""
+    if engine == "openvino" and device.type == "cpu" and installed_version(engine):
+        return ("fp32", *(["bf16"] if target_obstacle("CPU", "bf16", devices()) is None else []))
+    return _PRECISIONS[device.type]
 
 
 def _told(error: Exception) -> str:
@@ -134,7 +155,7 @@ def race(
         device: where they run.
         seconds: about how long the timing may take, None for no limit.
     """
-    running: dict[str, GoldenNoise] = {}
+    running: dict[str, Contender] = {}
     parities: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], object]] = {}
     encoder = Encoder(len(noise), device)
@@ -154,8 +175,8 @@ def race(
             if golden is None:
                 continue
             try:
-                parity = _parity(baseline, golden, noise, prompts)
-                own = _calls(name, golden, noise, prompts)
+                parity = _parity(baseline, contender, noise, prompts)
+                own = _calls(contender, golden, noise, prompts)
                 for call in own.values():
                     call()
             except Exception as error:  # whatever a compiler or a driver raises, the others go on
@@ -163,7 +184,7 @@ def race(
                 continue
             overlap = Overlap(golden, noise, prompts, encoder)
             overlaps.append(overlap)
-            running[name], parities[name] = golden, parity
+            running[name], parities[name] = contender, parity
             calls |= own | {f"{name}|critical path": overlap.finish}
             before[f"{name}|critical path"] = overlap.begin
         try:
@@ -175,17 +196,21 @@ def race(
     published = {stage: timings[f"{BASELINE}|{stage}"] for stage in STAGES}
     exact = {"statistic": "max_abs", "value": 0.0, "tolerance": 0.0, "agrees": True}
     rows = [_row(BASELINE, len(noise), published, published, exact)]
-    for name in running:
-        own_times = {stage: timings[f"{name}|{stage}"] for stage in STAGES}
+    for name, contender in running.items():
+        own_times = {stage: timings[f"{name}|{stage}"] for stage in contender.stages}
         rows.append(_row(name, len(noise), own_times, published, parities[name]))
     return rows
 
 
-def _calls(name: str, golden: GoldenNoise, noise: Tensor, prompts: Tensor) -> dict[str, Callable[[], object]]:
-    prepared = golden.prepare(noise)
-    return {
-        f"{name}|svd": _svd_call(golden, latent_to_matrix(noise)),
-        f"{name}|spectral half": lambda: golden.prepare(noise),
+def _calls(
+    contender: Contender, golden: GoldenNoise, noise: Tensor, prompts: Tensor
+) -> dict[str, Callable[[], object]]:
+    name, prepared = contender.name, golden.prepare(noise)
+    calls: dict[str, Callable[[], object]] = {}
+    if contender.network is None:
+        calls[f"{name}|svd"] = _svd_call(golden, latent_to_matrix(noise))
+        calls[f"{name}|spectral half"] = lambda: golden.prepare(noise)
+    return calls | {
         f"{name}|prompt half": lambda: golden(prepared, prompts),
         f"{name}|end to end": lambda: golden(noise, prompts),
     }
@@ -199,14 +224,19 @@ def _svd_call(golden: GoldenNoise, matrix: Tensor) -> Callable[[], object]:
     return Capture(golden.device)(lambda: svd(matrix, solver=SOLVER, signs=signs).u).replay
 
 
-def _parity(baseline: PublishedNPNet, golden: GoldenNoise, noise: Tensor, prompts: Tensor) -> dict[str, Any]:
-    # The published network with our factors: signs are a choice, not an error.
-    factors = svd(latent_to_matrix(noise), signs=SIGNS[str(golden.bundle.manifest.signs)])
+def _parity(baseline: PublishedNPNet, contender: Contender, noise: Tensor, prompts: Tensor) -> dict[str, Any]:
+    golden = contender.golden
+    assert golden is not None
     statistic, tolerance = TOLERANCES[golden.bundle.manifest.precision]
     # It is timed as PyTorch is by default, with cuDNN's convolutions in TF32, and compared without.
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
-        expected = baseline(noise, prompts, factors)
+        if contender.network is not None:
+            expected = contender.network(noise.cpu(), prompts.cpu()).to(noise.device)
+        else:
+            # The published network with our factors: signs are a choice, not an error.
+            factors = svd(latent_to_matrix(noise), signs=SIGNS[str(golden.bundle.manifest.signs)])
+            expected = baseline(noise, prompts, factors)
     value = difference(statistic, golden(noise, prompts), expected)
     return {"statistic": statistic, "value": value, "tolerance": tolerance, "agrees": value <= tolerance}
 
@@ -221,5 +251,5 @@ def _row(
     row: dict[str, Any] = {"engine": name, "batch": batch, "parity": parity}
     row["milliseconds"] = {stage: asdict(timing) for stage, timing in own.items()}
     if parity["agrees"]:
-        row["speed_up"] = {stage: published[stage].median / own[stage].median for stage in STAGES}
+        row["speed_up"] = {stage: published[stage].median / own[stage].median for stage in own}
     return row

@@ -17,6 +17,7 @@ import latency_race
 from harness import Timing, interleave
 from latency_overlap import Overlap
 from npnet_runtime import GoldenNoise
+from npnet_runtime.backends.openvino_backend import devices
 from npnet_runtime.weights.models import MODELS
 from support.networks import SMALL, noise_and_prompts
 
@@ -34,16 +35,27 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
     return main
 
 
+def test_another_network(run) -> None:
+    """It has no SVD, and is compared with itself in float32."""
+    status, result, _ = run("--network", "npnet", "prompt-attention", "--engine", "onnxruntime")
+    assert status == 0
+    published, ours, other = result["rows"]
+    assert ours["engine"] == "onnxruntime fp32"
+    assert other["engine"] == "prompt-attention onnxruntime fp32"
+    assert set(other["milliseconds"]) == {"prompt half", "critical path", "end to end"}
+    assert other["parity"]["agrees"]
+    ratio = other["speed_up"]["end to end"]
+    times = [row["milliseconds"]["end to end"]["median"] for row in (published, other)]
+    assert ratio == pytest.approx(times[0] / times[1])
+
+
 def test_all_engines(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(latency_race.ENGINES, "aoti")  # half a minute of compilation
     status, result, printed = run("--batch", "1", "2")
     assert status == 0
-    assert [row["engine"] for row in result["rows"]][:3] == [
-        latency.BASELINE,
-        "onnxruntime fp32",
-        "torch fp32",
-    ]
-    assert len(result["rows"]) == 6
+    half = ["openvino bf16"] if "BF16" in devices()["CPU"] else []  # where it is not emulated
+    names = [latency.BASELINE, "onnxruntime fp32", "openvino fp32", *half, "torch fp32"]
+    assert [row["engine"] for row in result["rows"]] == 2 * names
     for row in result["rows"]:
         assert row["parity"]["agrees"]
         assert row["speed_up"].keys() == row["milliseconds"].keys() == set(latency.STAGES)
