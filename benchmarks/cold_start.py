@@ -23,7 +23,7 @@ def main(path: str, device_name: str, batch: int) -> None:
     device = torch.device(device_name)
     published = Path(path).is_file()
     config = checkpoint.own_config(path) if published else EngineBundle.open(path).manifest.config
-    assert isinstance(config, NPNetConfig)  # `latency.py` writes the project's own form of one
+    assert config is not None  # `latency.py` writes the project's own form of a checkpoint
     noise = torch.randn(batch, *config.latent_shape, device=device)
     prompts = torch.randn(batch, *config.text_shape, device=device)
     before = _peak_mb()
@@ -31,6 +31,7 @@ def main(path: str, device_name: str, batch: int) -> None:
     start = time.perf_counter()
     with torch.inference_mode():
         if published:
+            assert isinstance(config, NPNetConfig)
             PublishedNPNet(config, checkpoint.read(path).state).to(device)(noise, prompts)
         else:
             GoldenNoise(path, device=device)(noise, prompts)

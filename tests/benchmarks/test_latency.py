@@ -50,7 +50,8 @@ def test_another_network(run) -> None:
 
 
 def test_all_engines(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(latency_race.ENGINES, "aoti")  # half a minute of compilation
+    kinds = {name: kind for name, kind in latency_race.ENGINES.items() if name != "aoti"}
+    monkeypatch.setattr(latency_race, "ENGINES", kinds)  # half a minute of compilation
     status, result, printed = run("--batch", "1", "2")
     assert status == 0
     half = ["openvino bf16"] if "BF16" in devices()["CPU"] else []  # where it is not emulated

@@ -90,6 +90,19 @@ class TestWhatChanges:
         golden.attach(pipe, given_latents="as-is")
         assert np.array_equal(run(pipe, latents=NOISE[:1]), plain)
 
+    def test_strength(self, pipe: Any, golden: GoldenNoise, run: Run) -> None:
+        plain = run(pipe)
+        golden.attach(pipe, strength=0)
+        assert np.array_equal(run(pipe), plain)
+        golden.detach(pipe)  # the engine it was attached with, whatever the strength
+        golden.attach(pipe)
+        whole = run(pipe)
+        golden.detach(pipe)
+        golden.attach(pipe, strength=0.5)
+        half = run(pipe)
+        assert not np.array_equal(half, plain)
+        assert not np.array_equal(half, whole)
+
     def test_given_latents_are_not_changed(self, golden: GoldenNoise, sdxl: Any, run: Run) -> None:
         golden.attach(sdxl)
         given = NOISE.clone()
