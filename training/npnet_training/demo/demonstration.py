@@ -86,11 +86,11 @@ def _output(settings: DemoSettings) -> AbstractContextManager[Path]:
 
 
 def _check_assets(settings: DemoSettings) -> dict[str, Any]:
-    listing = check(settings.model_dir, settings.denoisers)
+    listing = check(settings.models, settings.denoisers)
     name = _PACKAGED[settings.network].filename
     if name not in listing["files"]:
         raise ShapesAssetsError(
-            f"{settings.model_dir}: expected the golden-noise weights {name}, listed in its manifest; it has "
+            f"{settings.models}: expected the golden-noise weights {name}, listed in its manifest; it has "
             f"none. Train them with npnet-collect and npnet-train, or leave --model-dir out"
         )
     return listing
@@ -140,7 +140,7 @@ def _export(settings: DemoSettings, folder: Path) -> EngineBundle:
 
     model = _PACKAGED[settings.network]
     # The bundle names the package where it can: it is then the same on every machine.
-    source = None if settings.model_dir == FOLDER else str((settings.model_dir / model.filename).absolute())
+    source = None if settings.models == FOLDER else str((settings.models / model.filename).absolute())
     return export(
         ExportSettings(
             WeightsRequest(model, source), folder, model.name, settings.engine, max_batch=settings.batch,
@@ -153,12 +153,12 @@ def _about(settings: DemoSettings, bundle: EngineBundle, listing: dict[str, Any]
     manifest, name = bundle.manifest, _PACKAGED[settings.network].filename
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in network_for(manifest.config).parameters())
-    bundled = settings.model_dir == FOLDER
+    bundled = settings.models == FOLDER
     parity = next(row for row in manifest.parity if row.tolerance is not None)
     return {
         "settings": settings.model_dump(mode="json", exclude={"output", "force", "model_dir"}),
         "model": {
-            "folder": "shapes, bundled" if bundled else settings.model_dir.name,
+            "folder": "shapes, bundled" if bundled else settings.models.name,
             "licence": listing["licence"],
             "files": len(listing["files"]),
         },

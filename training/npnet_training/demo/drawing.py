@@ -67,7 +67,7 @@ class Artist:
     """
 
     def __init__(self, settings: DemoSettings, golden: GoldenNoise, denoiser: str) -> None:
-        self.pipe = load_pipeline(unet=denoiser, folder=settings.model_dir)
+        self.pipe = load_pipeline(unet=denoiser, folder=settings.models)
         self.pipe.set_progress_bar_config(disable=True)
         self.settings, self.golden, self.name = settings, golden, denoiser
         self.denoiser = Denoiser(self.pipe)

@@ -43,7 +43,7 @@ class DemoSettings(Settings):
     """Prompts in the PNG grid: the first ones."""
     resamples: int = Field(default=10_000, ge=100)
     """Of the bootstrap."""
-    model_dir: Path = FOLDER
+    model_dir: Path | None = None
     """Folder of the model and its golden-noise weights; by default the bundled one."""
     force: bool = False
     """Replace the folder of an earlier demo."""
@@ -52,3 +52,8 @@ class DemoSettings(Settings):
     def denoisers(self) -> tuple[str, ...]:
         """Names of the denoisers to run."""
         return DENOISERS if self.model == "both" else (self.model,)
+
+    @property
+    def models(self) -> Path:
+        """Folder of the models that are shown."""
+        return self.model_dir or FOLDER
