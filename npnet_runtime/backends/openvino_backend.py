@@ -12,6 +12,7 @@ from torch import Tensor
 from npnet_runtime.backends.base import empty_outputs
 from npnet_runtime.backends.pool import Pool
 from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError, BundleError
 from npnet_runtime.networks.graphs import SPECTRAL_HEAD, Graph, graphs
 from npnet_runtime.threads import choose_threads
@@ -48,7 +49,7 @@ class OpenVinoBackend:
     def __init__(self, bundle: EngineBundle, device: torch.device, threads: int | None = None) -> None:
         self.device = device
         manifest = bundle.manifest
-        target = manifest.build_options.get(TARGET_OPTION, "CPU")
+        target = target_of(manifest)
         self._graphs = graphs(manifest.config)
         self._compiled: dict[str, Compiled] = {}
         for name, graph in self._graphs.items():
@@ -97,7 +98,8 @@ class Compiled:
         self._openvino = openvino
         self._target, self._graph = target, graph
         core = openvino.Core()
-        check_target(target, precision, devices(core))
+        if obstacle := target_obstacle(target, precision, devices(core)):
+            raise BackendError(obstacle)
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": 1}
         if target == "CPU":
             # Pinned threads would fight over cores with the caller's own, and with other containers'.
@@ -113,7 +115,7 @@ class Compiled:
         self._requests: dict[int | None, Pool[Any]] = {}
         self._lock = threading.Lock()
         try:
-            self._pool(None if target != "NPU" else 1)
+            self._pool(1)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot load it: {error}") from error
 
@@ -124,8 +126,7 @@ class Compiled:
             RuntimeError: OpenVINO's.
         """
         tensors = [tensor.resolve_neg().contiguous() for tensor in inputs]
-        # An NPU takes one size only.
-        with self._pool(None if self._target != "NPU" else len(tensors[0])).borrow() as request:
+        with self._pool(len(tensors[0])).borrow() as request:
             for name, tensor in zip(self._graph.inputs, tensors, strict=True):
                 request.set_tensor(name, self._shared(tensor))
             for name, tensor in zip(self._graph.outputs, outputs, strict=True):
@@ -135,7 +136,8 @@ class Compiled:
     def _shared(self, tensor: Tensor) -> Any:
         return self._openvino.Tensor(tensor.numpy(), shared_memory=True)
 
-    def _pool(self, batch: int | None) -> Pool[Any]:
+    def _pool(self, rows: int) -> Pool[Any]:
+        batch = rows if self._target == "NPU" else None  # which takes one size only
         with self._lock:
             if batch not in self._requests:
                 make = self._compile(batch).create_infer_request
@@ -153,15 +155,9 @@ def devices(core: Any = None) -> dict[str, tuple[str, ...]]:
     return {name: tuple(core.get_property(name, key)) for name in core.available_devices}
 
 
-def check_target(target: str, precision: str, found: Mapping[str, tuple[str, ...]]) -> None:
-    """Check that a device is there and computes in a precision.
-
-    Raises:
-        BackendError: it is not, or does not.
-    """
-    obstacle = target_obstacle(target, precision, found)
-    if obstacle is not None:
-        raise BackendError(obstacle)
+def target_of(manifest: Manifest) -> str:
+    """The device of OpenVINO that a bundle was built for."""
+    return str(manifest.build_options.get(TARGET_OPTION, "CPU"))
 
 
 def target_obstacle(target: str, precision: str, found: Mapping[str, tuple[str, ...]]) -> str | None:

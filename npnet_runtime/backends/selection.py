@@ -10,7 +10,7 @@ import torch
 from npnet_kernels.backends import Backend as Kernels
 from npnet_runtime.backends.base import Backend
 from npnet_runtime.backends.machine import Machine
-from npnet_runtime.backends.openvino_backend import TARGET_OPTION, target_obstacle
+from npnet_runtime.backends.openvino_backend import target_obstacle, target_of
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError
@@ -196,8 +196,7 @@ def _cpu_obstacle(manifest: Manifest, machine: Machine) -> str | None:
     if manifest.compute_capabilities:
         return f"the bundle is bound to a GPU of compute capability {_list(manifest.compute_capabilities)}"
     if manifest.engine == "openvino":
-        target = manifest.build_options.get(TARGET_OPTION, "CPU")
-        return target_obstacle(target, manifest.precision, machine.openvino_devices)
+        return target_obstacle(target_of(manifest), manifest.precision, machine.openvino_devices)
     return None
 
 

@@ -51,6 +51,11 @@ def check_resolution_policy(policy: str) -> None:
         )
 
 
+def smallest_size(config: NetworkConfig) -> tuple[int, ...]:
+    """H and W of the smallest noise that has golden noise by `"transfer"`."""
+    return tuple(-(-side // SMALLEST) for side in config.latent_shape[1:])
+
+
 def check_transferable(size: tuple[int, ...], config: NetworkConfig) -> None:
     """Check that noise of a size has golden noise by `"transfer"`.
 
@@ -61,7 +66,7 @@ def check_transferable(size: tuple[int, ...], config: NetworkConfig) -> None:
     Raises:
         InputError: too small.
     """
-    least = tuple(-(-side // SMALLEST) for side in config.latent_shape[1:])
+    least = smallest_size(config)
     if any(side < smallest for side, smallest in zip(size, least, strict=True)):
         raise InputError(
             f"noise: expected {least[0]} x {least[1]} or more, a quarter of the network's own size, "

@@ -77,11 +77,7 @@ def read(path: str | Path, config: NetworkConfig | None = None) -> Checkpoint:
         CheckpointError: missing, unreadable, foreign, incomplete, or made for another network.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
-    tensors, metadata = _load_safetensors(path) if _is_safetensors(path) else (load_pickled(path), {})
-    tensors = _without_prefixes(path, tensors)
+    tensors, metadata = _load(path)
     if FORMAT in metadata:
         form, given = FORMAT, _parse_config(path, metadata[FORMAT])
         if config is not None and given != config:
@@ -127,6 +123,15 @@ def write(path: str | Path, state: Mapping[str, Tensor], config: NetworkConfig) 
             save_file(tensors, temporary, metadata)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Tensors of a file of any form by their names without prefixes, and its metadata."""
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: expected a checkpoint file, found {found}")
+    tensors, metadata = _load_safetensors(path) if _is_safetensors(path) else (load_pickled(path), {})
+    return _without_prefixes(path, tensors), metadata
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -226,11 +231,7 @@ def fitting_models(path: str | Path) -> list[str]:
     Raises:
         CheckpointError: missing or unreadable.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a checkpoint file, found none")
-    tensors = _load_safetensors(path)[0] if _is_safetensors(path) else load_pickled(path)
-    return _fitting(_without_prefixes(path, tensors))
+    return _fitting(_load(Path(path))[0])
 
 
 def _model_hint(tensors: Mapping[str, Tensor]) -> str:

@@ -17,7 +17,7 @@ from npnet_export.onnx_graphs import graph_bytes
 from npnet_export.request import BuilderOptions, BuildRequest
 from npnet_export.tensorrt import build_engine
 from npnet_runtime.backends.onnxruntime_backend import SUFFIX, new_session
-from npnet_runtime.backends.openvino_backend import TARGET_OPTION, Compiled
+from npnet_runtime.backends.openvino_backend import Compiled, target_of
 from npnet_runtime.backends.tensorrt_backend import LoadedEngine
 from npnet_runtime.backends.tensorrt_module import import_tensorrt, new_log
 from npnet_runtime.bundles.bundle import EngineBundle
@@ -63,7 +63,7 @@ def openvino_layers(bundle: EngineBundle, network: Network) -> LayersOf:
         network: float32, on the CPU.
     """
     float32, manifest = graph_bytes(network), bundle.manifest
-    target = manifest.build_options.get(TARGET_OPTION, "CPU")
+    target = target_of(manifest)
 
     def layers(graph: str, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
         given, expected = mark(bundle.read(graph + SUFFIX)), mark(float32[graph])

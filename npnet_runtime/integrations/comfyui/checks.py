@@ -10,7 +10,7 @@ from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import InputError
 from npnet_runtime.inputs.checks import PIXELS_PER_LATENT
 from npnet_runtime.inputs.prompts import TokenPolicy
-from npnet_runtime.inputs.resolution import SMALLEST, ResolutionPolicy
+from npnet_runtime.inputs.resolution import ResolutionPolicy, smallest_size
 
 
 def positive_prompt(conditioning: Any) -> Tensor:
@@ -92,7 +92,7 @@ def check_size(shape: tuple[int, ...], manifest: Manifest, other_sizes: Resoluti
     given, own = shape[2:], manifest.config.latent_shape[1:]
     if given == own:
         return None
-    least = tuple(-(-side // SMALLEST) for side in own)
+    least = smallest_size(manifest.config)
     if any(side < smallest for side, smallest in zip(given, least, strict=True)):
         raise InputError(
             f"latent_image: {_pixels(given)} pixels are too few for golden noise, which takes "
