@@ -18,6 +18,7 @@ from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, NPNet, NPNetConfig
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.networks.registry import network_from_state
+from npnet_runtime.threads import available_cores
 from npnet_runtime.weights import checkpoint
 from npnet_runtime.weights.models import MODELS
 from support.missing_packages import SkipMissingPackages
@@ -31,7 +32,7 @@ WORKERS = 4
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process for each core, up to `WORKERS`; one for tests on the GPU, which share it."""
     on_gpu = "gpu" in config.option.markexpr.replace("not gpu", "")
-    return 0 if on_gpu else min(_cores(), WORKERS)
+    return 0 if on_gpu else min(available_cores(), WORKERS)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,13 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     if count > 1:
-        threads = max(1, _cores() // count)
+        threads = max(1, available_cores() // count)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands that tests start
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.fixture(autouse=True)

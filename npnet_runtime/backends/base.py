@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from npnet_runtime.networks.graphs import Graph
+from npnet_runtime.networks.graphs import SPECTRAL_HEAD, Graph
+from npnet_runtime.threads import choose_threads
 
 
 class Backend(Protocol):
@@ -47,3 +48,16 @@ class Backend(Protocol):
 def empty_outputs(graph: Graph, like: Tensor) -> dict[str, Tensor]:
     """Room for the outputs of a graph, of the batch of one of its inputs."""
     return {name: like.new_empty(len(like), *shape) for name, shape in graph.outputs.items()}
+
+
+def graph_threads(graph: str, threads: int | None) -> int:
+    """Threads of a graph's session: one of the spectral head, a thousandth of the work that runs beside it.
+
+    Args:
+        graph: its name.
+        threads: of the others; see `npnet_runtime.threads`.
+
+    Raises:
+        BackendError: no number of threads.
+    """
+    return 1 if graph == SPECTRAL_HEAD else choose_threads(threads)

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npnet_runtime.backends.base import empty_outputs
+from npnet_runtime.backends.base import empty_outputs, graph_threads
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.networks.graphs import SPECTRAL_HEAD, Graph, graphs
-from npnet_runtime.threads import choose_threads
+from npnet_runtime.networks.graphs import Graph, graphs
 
 SUFFIX = ".onnx"
 _FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -42,7 +41,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: EngineBundle, device: torch.device, threads: int | None = None) -> None:
         self.device = device
-        self._threads = choose_threads(threads)
+        self._threads = threads
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # One stream's work is in order only if one thread at a time adds to it.
         self._lock = threading.Lock() if self._stream else nullcontext()
@@ -71,7 +70,7 @@ class OnnxRuntimeBackend:
     def _session(self, bundle: EngineBundle, name: str, graph: Graph) -> Any:
         stream = None if self._stream is None else self._stream.cuda_stream
         try:
-            threads = 1 if name == SPECTRAL_HEAD + SUFFIX else self._threads
+            threads = graph_threads(name.removesuffix(SUFFIX), self._threads)
             session = new_session(bundle.read(name), self.device, stream, threads)
         except ValueError as error:
             raise BundleError(f"{bundle.path / name}: ONNX Runtime cannot load it: {error}") from error

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npnet_runtime.backends.base import empty_outputs
+from npnet_runtime.backends.base import empty_outputs, graph_threads
 from npnet_runtime.backends.pool import Pool
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.networks.graphs import SPECTRAL_HEAD, Graph, graphs
-from npnet_runtime.threads import choose_threads
+from npnet_runtime.networks.graphs import Graph, graphs
 
 SUFFIX = ".onnx"
 TARGETS = ("CPU", "GPU", "NPU")
@@ -53,7 +52,7 @@ class OpenVinoBackend:
         self._graphs = graphs(manifest.config)
         self._compiled: dict[str, Compiled] = {}
         for name, graph in self._graphs.items():
-            own = 1 if name == SPECTRAL_HEAD else choose_threads(threads)
+            own = graph_threads(name, threads)
             content = bundle.read(name + SUFFIX)
             try:
                 self._compiled[name] = Compiled(content, graph, target, manifest.precision, own)
