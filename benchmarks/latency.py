@@ -33,16 +33,19 @@ from baseline import PublishedNPNet
 from harness import environment, write_json
 from latency_overlap import Encoder
 from latency_race import BASELINE, STAGES, Contender, build_contenders, probe, race
-from npnet_export.parity import fresh_inputs
 from npnet_export.stages import Stages
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import NPNet, NPNetConfig
 from npnet_runtime.devices import resolve_device
+from npnet_runtime.inputs.texts import random_inputs
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, default_channels
 from npnet_runtime.networks.random_weights import random_state
-from npnet_runtime.networks.registry import Network, network_from_state
+from npnet_runtime.networks.registry import KINDS, Network, network_from_state
 from npnet_runtime.weights import checkpoint
 from npnet_runtime.weights.models import MODELS, get_model
+
+OTHERS = tuple(kind for kind in KINDS if kind != NPNetConfig.kind)
 
 
 def main() -> int:
@@ -64,9 +67,9 @@ def main() -> int:
             contenders += build_contenders(
                 options.engine, options.model, weights, max(options.batch), device, Path(folder), stage
             )
-        if "prompt-attention" in options.network:
-            other = _prompt_attention(network.config, options.seed)
-            path = Path(folder) / "prompt-attention.safetensors"
+        for kind in [name for name in options.network if name in OTHERS]:
+            other = _other(kind, network.config, options.seed)
+            path = Path(folder) / f"{kind}.safetensors"
             checkpoint.write(path, other.state_dict(), other.config)
             contenders += build_contenders(
                 options.engine,
@@ -97,7 +100,8 @@ def main() -> int:
 
         for batch in options.batch:
             stage(f"timing batch {batch}, {options.rounds} rounds")
-            noise, prompts = (tensor.to(device) for tensor in fresh_inputs(network, batch))
+            noise, prompt = random_inputs(network.config, range(batch), device)
+            prompts = dict(prompt.given())["prompt_embeds"]
             result["rows"] += race(
                 baseline, contenders, noise, prompts, options.rounds, device, options.seconds
             )
@@ -120,12 +124,13 @@ def main() -> int:
     return 0 if raced and all(row["parity"]["agrees"] for row in raced) else 1
 
 
-def _prompt_attention(config: NPNetConfig, seed: int) -> Network:
-    """A network of the other kind for the same noise and text, with random weights."""
-    (channels, height, width), (tokens, text) = config.latent_shape, config.text_shape
-    other = PromptAttentionConfig(
-        channels, height, width, tokens, text, channels=default_channels(height, width)
-    )
+def _other(kind: str, config: NPNetConfig, seed: int) -> Network:
+    """A network of another kind for the same noise and text, with random weights."""
+    shapes = (*config.latent_shape, *config.text_shape)
+    widths = default_channels(*config.latent_shape[1:])
+    other: PromptAttentionConfig | AnySizeConfig = PromptAttentionConfig(*shapes, channels=widths)
+    if kind == AnySizeConfig.kind:
+        other = AnySizeConfig(*shapes, least_side=32, most_side=256, most_tokens=1024, channels=widths)
     return network_from_state(other, random_state(other, seed))
 
 
@@ -147,9 +152,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--network",
         nargs="+",
-        choices=("npnet", "prompt-attention"),
+        choices=KINDS,
         default=["npnet"],
-        help="kinds that engines are built of; the second is compared with itself in float32",
+        help="kinds that engines are built of; all but the first are compared with themselves in float32",
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=30)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from harness import environment, interleave, write_json
 from npnet_export import ExportSettings, export
-from npnet_export.parity import fresh_inputs
 from npnet_export.weights import WeightsRequest, get_model
 from npnet_kernels import latent_to_matrix
 from npnet_kernels.linalg.matrix_polynomial import odd_polynomial, odd_polynomial_reference
 from npnet_runtime import GoldenNoise
 from npnet_runtime.devices import resolve_device
+from npnet_runtime.inputs.texts import random_inputs
 
 TOLERANCE = 1e-5  # of the polynomial in float32, relative to the largest value: a few roundings of 256 terms
 ANY = 1e6  # error of the fit that is allowed
@@ -44,7 +44,7 @@ def main() -> int:
         polynomial = golden["polynomial"].bundle.manifest.spectral
         rows = []
         for batch in options.batch:
-            noise = fresh_inputs(network, batch)[0].to(device)
+            noise = random_inputs(network.config, range(batch))[0].to(device)
             matrix = latent_to_matrix(noise)
             arguments = (polynomial.coefficients, polynomial.bound) if polynomial else ((), 0.0)
             exact = odd_polynomial_reference(matrix, *arguments)

@@ -29,17 +29,18 @@ from npnet_runtime.inputs.checks import (
     check_finite,
     check_noise,
     check_noise_shape,
-    check_prompt_embeds,
     check_prompt_shape,
 )
-from npnet_runtime.inputs.prompts import TokenPolicy, check_token_policy, fit_tokens, one_for_each
+from npnet_runtime.inputs.prompts import TokenPolicy, check_token_policy
 from npnet_runtime.inputs.resolution import (
     ResolutionPolicy,
     check_resolution_policy,
+    network_size,
     to_native_size,
     to_network_size,
 )
 from npnet_runtime.inputs.strength import check_strength, mix
+from npnet_runtime.inputs.texts import Prompt, as_prompt, check_prompt, random_inputs, texts_of
 
 
 class GoldenNoise:
@@ -135,7 +136,17 @@ class GoldenNoise:
                 )
 
     @device_errors()
-    def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor) -> Tensor:
+    def __call__(
+        self,
+        noise: Tensor | PreparedNoise,
+        prompt_embeds: Tensor | Sequence[Tensor] | Prompt,
+        *,
+        mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        second_embeds: Tensor | None = None,
+        second_mask: Tensor | None = None,
+        strength: float | None = None,
+    ) -> Tensor:
         """Golden noise for a batch of noise and its prompts.
 
         Args:
@@ -144,7 +155,13 @@ class GoldenNoise:
                 `init_noise_sigma`.
             prompt_embeds: (P, tokens, width) of the positive prompts, any of these dtypes. P is 1, B, or
                 divides B: each prompt then serves B / P noises in a row, as in diffusers'
-                `num_images_per_prompt`.
+                `num_images_per_prompt`. For a network of any size also a list of (tokens, width).
+            mask: (P, tokens), nonzero for a token and 0 for none. Like the rest only of a network of any
+                size; all are tokens if left out.
+            pooled: (P, width), of a network that reads it.
+            second_embeds: (P, tokens, width) of a second text encoder, of a network that reads it.
+            second_mask: as `mask`, of those.
+            strength: how golden, from 0 to 1, in this call; None for the strength of this object.
 
         Returns:
             (B, C, H, W) in the dtype and on the device of the noise.
@@ -157,7 +174,11 @@ class GoldenNoise:
         self._check_process()
         prepared = noise if isinstance(noise, PreparedNoise) else None
         source = noise.noise if isinstance(noise, PreparedNoise) else noise
-        self._check_call(source, prompt_embeds, prepared)
+        amount = self._strength if strength is None else check_strength(strength)
+        prompt = as_prompt(prompt_embeds, mask, pooled, second_embeds, second_mask)
+        self._check_call(source, prompt, prepared)
+        if amount == 0:
+            return source.detach().clone(memory_format=torch.contiguous_format)
         if prepared is None and self._cache.size and source.device.type == "cpu":
             prepared = self._prepare(source, None)
         early = None if prepared is None else prepared.early
@@ -165,15 +186,15 @@ class GoldenNoise:
         golden = torch.empty_like(source, memory_format=torch.contiguous_format, requires_grad=False)
         config = self.bundle.manifest.config
         with self._quiet():
-            embeds = fit_tokens(prompt_embeds, config.text_tokens, self._tokens)
-            embeds = one_for_each(embeds, len(source))
-            if self._write(golden, source, lambda own, out: self._path.golden(own, early, embeds, out)):
-                return self._mixed(source, golden)
+            texts = texts_of(prompt, len(source), config, source.shape[2:], self._tokens)
+            if self._write(golden, source, lambda own, out: self._path.golden(own, early, texts, out)):
+                return self._mixed(source, golden, amount)
             # On CUDA the inputs were not looked at before: that makes the host wait, once for each.
             check_finite("noise", source)
-            check_finite("prompt_embeds", prompt_embeds)
-            if self._write(golden, source, lambda own, out: self._path.again(own, embeds, out)):
-                return self._mixed(source, golden)
+            for name, tensor in prompt.given():
+                check_finite(name, tensor)
+            if self._write(golden, source, lambda own, out: self._path.again(own, texts, out)):
+                return self._mixed(source, golden, amount)
         raise InputError(
             f"golden noise is not finite in {golden.dtype}: expected noise of unit variance and "
             f"embeddings as the text encoder gives them, given values too large for the network"
@@ -207,7 +228,13 @@ class GoldenNoise:
         return self._prepare(noise, key)
 
     @device_errors()
-    def warm_up(self, *, batches: Sequence[int] | None = None, callers: int = 1) -> None:
+    def warm_up(
+        self,
+        *,
+        batches: Sequence[int] | None = None,
+        callers: int = 1,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         """Do ahead what the first calls would: compile kernels, capture a CUDA graph for each size of batch.
 
         A server calls it once before it takes requests: the first call of a size otherwise takes seconds, and
@@ -217,30 +244,31 @@ class GoldenNoise:
         Args:
             batches: sizes to expect; all that the engine has buffers for if left out.
             callers: threads that will call at once, each of which gets graphs of its own, up to 4.
+            sizes: H and W of noise to expect, where the engine takes several; its own if left out.
 
         Raises:
-            InputError: a number that is not positive.
+            InputError: a number that is not positive, or a size that the engine does not take.
             BackendError: as in a call.
         """
         self._check_process()
-        max_batch = self.bundle.manifest.max_batch
-        sizes = buckets(max_batch) if batches is None else sorted({*batches})
-        for number in (callers, *sizes):
+        manifest = self.bundle.manifest
+        rows = buckets(manifest.max_batch) if batches is None else sorted({*batches})
+        for number in (callers, *rows):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise InputError(
                     f"warm_up: expected positive numbers of rows and callers, given {batches} and {callers}"
                 )
-        config = self.bundle.manifest.config
-        with self._quiet():
-            self._path.warm_up(sizes, callers)
-        for batch in sizes:
-            generator = torch.Generator(self.device).manual_seed(0)
-            noise, prompts = (
-                torch.randn(batch, *shape, device=self.device, generator=generator)
-                for shape in (config.latent_shape, config.text_shape)
-            )
-            self(self.prepare(noise), prompts)
-            self(noise, prompts)
+        for size in [manifest.config.latent_shape[1:]] if sizes is None else sizes:
+            for batch in rows:
+                noise, prompt = random_inputs(manifest.config, range(batch), self.device, size)
+                check_noise_shape(tuple(noise.shape), manifest.config, self._resolution)
+                own = network_size(size, manifest.config)
+                with self._quiet():
+                    texts = texts_of(prompt, batch, manifest.config, size, self._tokens)
+                    shapes = tuple(tuple(text.shape[1:]) for text in texts)
+                    self._path.warm_up([batch], callers, ((noise.shape[1], *own), *shapes))
+                self(self.prepare(noise), prompt)
+                self(noise, prompt)
 
     def using(
         self,
@@ -338,14 +366,14 @@ class GoldenNoise:
         ]
         return "\n".join(lines)
 
-    def _check_call(self, source: Tensor, prompt_embeds: Tensor, prepared: PreparedNoise | None) -> None:
+    def _check_call(self, source: Tensor, prompt: Prompt, prepared: PreparedNoise | None) -> None:
         """The checks of a call. On CUDA they look at no values, which would make the host wait."""
         config, finite = self.bundle.manifest.config, self.device.type == "cpu"
         if prepared is None:
             check_noise(source, config, self.device, self._resolution, finite=finite)
         else:
             self._check_prepared(prepared)
-        check_prompt_embeds(prompt_embeds, len(source), config, self.device, self._tokens, finite=finite)
+        check_prompt(prompt, len(source), config, self.device, self._tokens, finite=finite)
 
     def _check_prepared(self, prepared: PreparedNoise) -> None:
         if prepared.engine != self.bundle.digest:
@@ -406,7 +434,7 @@ class GoldenNoise:
             with self._quiet():
                 config = self.bundle.manifest.config
                 own = copy
-                if copy.shape[1:] != config.latent_shape:
+                if copy.shape[2:] != network_size(copy.shape[2:], config):
                     own = to_network_size(copy.float().contiguous(), config)
                 return PreparedNoise(copy, self._path.prepare(own), self.bundle.digest)
 
@@ -415,21 +443,22 @@ class GoldenNoise:
     def _write(self, golden: Tensor, noise: Tensor, compute: Callable[[Tensor, Tensor], bool]) -> bool:
         """Let `compute` write golden noise of the network's size from such noise; whether it is finite."""
         config = self.bundle.manifest.config
-        if noise.shape[1:] == config.latent_shape:
+        if noise.shape[2:] == network_size(noise.shape[2:], config):
             return compute(noise, golden)
         native = noise.float().contiguous()
         own = to_network_size(native, config)
         out = torch.empty_like(own)
         finite = compute(own, out)
-        golden.copy_(native + to_native_size(out - own, *native.shape[2:]))
+        height, width = native.shape[2:]
+        golden.copy_(native + to_native_size(out - own, height, width, config))
         # of the native size as well: its pixels are not all in the network's
         return finite and math.isfinite(golden.abs().amax().item())  # NaN is the largest of all
 
-    def _mixed(self, noise: Tensor, golden: Tensor) -> Tensor:
+    def _mixed(self, noise: Tensor, golden: Tensor, strength: float) -> Tensor:
         """Golden noise of the strength that was asked for, made outside inference mode like it."""
-        if self._strength == 1:
+        if strength == 1:
             return golden
-        return golden.copy_(mix(noise, golden, self._strength))
+        return golden.copy_(mix(noise, golden, strength))
 
     def _quiet(self) -> AbstractContextManager[object]:
         """No gradients, and the precision of the bundle whatever the caller's autocast says."""

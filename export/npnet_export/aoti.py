@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from npnet_export.errors import ExportError
+from npnet_export.onnx_graphs import dynamic_shapes
 from npnet_export.request import Binding, BuildRequest
 from npnet_kernels import text_affine
 from npnet_runtime.backends.aoti_backend import SUFFIX
 from npnet_runtime.backends.machine import cuda_capabilities, this_platform
 from npnet_runtime.networks.fused import fused_form
-from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.graphs import Graph, graphs
 from npnet_runtime.networks.npnet import PromptHalf
 from npnet_runtime.networks.registry import network_from_state
 
@@ -60,8 +61,8 @@ def write_aoti(request: BuildRequest) -> Binding:
         for name, part in network.parts().items():
             file = name + SUFFIX
             request.stage(f"compiling {file} for {device}")
-            shapes = tuple(graphs(config)[name].inputs.values())
-            compile_package(compiled_form(part), shapes, request.max_batch, device, request.folder / file)
+            graph = graphs(config)[name]
+            compile_package(compiled_form(part), graph, request.max_batch, device, request.folder / file)
     requires = {"torch": f"=={torch.__version__.partition('+')[0]}"}
     platform = this_platform()
     if device.type == "cuda":
@@ -81,13 +82,13 @@ def own_cache() -> Iterator[None]:
 
 
 def compile_package(
-    module: nn.Module, shapes: tuple[tuple[int, ...], ...], max_batch: int, device: torch.device, path: Path
+    module: nn.Module, graph: Graph, max_batch: int, device: torch.device, path: Path
 ) -> None:
     """Compile a module and package it.
 
     Args:
         module: on the device, in eval mode.
-        shapes: of its inputs, without the batch.
+        graph: its inputs.
         max_batch: largest batch it will take.
         device: where it will run.
         path: of the package.
@@ -98,13 +99,14 @@ def compile_package(
     from torch._inductor import aoti_compile_and_package
 
     # export specialises batches of 0 and 1, so a dynamic one is traced with 2
-    inputs = tuple(torch.zeros(min(2, max_batch), *shape, device=device) for shape in shapes)
+    rows = min(2, max_batch)
+    inputs = tuple(torch.zeros(rows, *shape, device=device) for shape in graph.traced().values())
     batch = torch.export.Dim("batch", max=max_batch) if max_batch > 1 else None
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own internals
             program = torch.export.export(
-                module, inputs, dynamic_shapes=tuple({0: batch} if batch else None for _ in inputs)
+                module, inputs, dynamic_shapes=tuple(dynamic_shapes(graph, batch).values())
             )
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=INDUCTOR)
     except Exception as error:  # the compiler's and Inductor's errors share no base class

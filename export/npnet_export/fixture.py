@@ -25,6 +25,7 @@ from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import ParityRow
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.hot_path.passes import NPNetPass, make_pass
+from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import Network, NetworkConfig
 
@@ -153,7 +154,9 @@ def verify_fixture(
         ("max_abs", "float32 network", exact, None),
     ]
     if factors:
-        whole = golden_or_nan(GoldenNoise(bundle, device=device), fixture.noise, fixture.prompt_embeds)
+        whole = golden_or_nan(
+            GoldenNoise(bundle, device=device), fixture.noise, Prompt(fixture.prompt_embeds)
+        )
         quantity = f"golden, own SVD and signs {bundle.manifest.signs}"
         found.append(("max_abs", quantity, whole, None))
     return FixtureResult(

@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from npnet_export.errors import ExportError
 from npnet_runtime.backends.onnxruntime_backend import SUFFIX
-from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.graphs import Graph, graphs
 from npnet_runtime.networks.registry import Network
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def write_graphs(network: Network, folder: Path) -> None:
     parts = network.parts()
     for name, graph in graphs(network.config).items():
         # a batch of 2, because export specialises 0 and 1
-        inputs = {tensor: torch.zeros(2, *shape) for tensor, shape in graph.inputs.items()}
-        _write(parts[name], inputs, list(graph.outputs), folder / (name + SUFFIX))
+        inputs = {tensor: torch.zeros(2, *shape) for tensor, shape in graph.traced().items()}
+        _write(parts[name], graph, inputs, folder / (name + SUFFIX))
 
 
 def graph_bytes(network: Network) -> dict[str, bytes]:
@@ -55,13 +55,33 @@ def graph_bytes(network: Network) -> dict[str, bytes]:
         return {name: (Path(folder) / (name + SUFFIX)).read_bytes() for name in graphs(network.config)}
 
 
-def _write(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+def dynamic_shapes(graph: Graph, batch: Any) -> dict[str, dict[int, Any]]:
+    """What varies of each input of a graph, as `torch.export` takes it.
+
+    Args:
+        graph: its inputs.
+        batch: the `Dim` of their first axis; None where it does not vary.
+    """
+    names: dict[str, Any] = {}
+    found: dict[str, dict[int, Any]] = {}
+    for tensor in graph.inputs:
+        found[tensor] = {0: batch} if batch is not None else {}
+        for index, axis in graph.axes.get(tensor, {}).items():
+            if axis.least == axis.most:
+                continue  # fixed, after all
+            if axis.name not in names:
+                names[axis.name] = torch.export.Dim(axis.name, min=axis.least, max=axis.most)
+            length = names[axis.name]
+            found[tensor][1 + index] = length if axis.times == 1 else axis.times * length
+    return found
+
+
+def _write(module: nn.Module, graph: Graph, inputs: dict[str, Tensor], path: Path) -> None:
     try:
         import onnx
         from onnxscript import optimizer
     except ImportError as error:
         raise ExportError(f"ONNX export needs {error.name}: pip install 'npnet-runtime[export]'") from error
-    batch = torch.export.Dim("batch")
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -69,8 +89,8 @@ def _write(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pat
             dynamo=True,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=outputs,
-            dynamic_shapes={name: {0: batch} for name in inputs},
+            output_names=list(graph.outputs),
+            dynamic_shapes=dynamic_shapes(graph, torch.export.Dim("batch")),
             optimize=False,
             verbose=False,
         )

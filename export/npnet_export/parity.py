@@ -15,6 +15,9 @@ from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.hot_path.passes import SIGNS, polynomial_half
+from npnet_runtime.inputs.texts import Prompt, random_inputs
+from npnet_runtime.networks.any_size import AnySizeNet
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import Network
@@ -55,16 +58,18 @@ def compare(
         the signs and another SVD routine would change.
     """
     manifest = bundle.manifest
-    noise, prompt_embeds = fresh_inputs(network, samples)
+    noise, prompt = random_inputs(network.config, range(samples))
     golden = GoldenNoise(bundle, device=device)
     try:
-        given = golden(noise.to(device), prompt_embeds.to(device)).cpu()
+        given = golden(noise.to(device), prompt.to(device)).cpu()
     except InputError as error:  # the inputs are sound: the engine is not
         raise ParityError(f"the engine was not kept; try another --precision: {error}") from error
-    expected = reference(network, noise, prompt_embeds, "lapack", manifest.signs, manifest.spectral)
+    expected = reference(network, noise, prompt, "lapack", manifest.signs, manifest.spectral)
     statistic, tolerance = TOLERANCES[manifest.precision]
     inputs = f"{samples} noises, seeds 0-{samples - 1}"
     rows = [ParityRow(inputs, "golden", statistic, difference(statistic, given, expected), tolerance)]
+    if isinstance(network, AnySizeNet):
+        return (*rows, *(_other_size(golden, network, size) for size in other_sizes(network.config)))
     if not isinstance(network.config, NPNetConfig):
         return tuple(rows)
     if manifest.spectral is not None:
@@ -78,7 +83,7 @@ def compare(
         (f"float32 network, SVD by {another}", another, manifest.signs),
     )
     for quantity, solver, signs in variants:
-        changed = reference(network, noise, prompt_embeds, solver, signs)
+        changed = reference(network, noise, prompt, solver, signs)
         rows.append(ParityRow(inputs, quantity, "max_abs", difference("max_abs", changed, expected), None))
     return tuple(rows)
 
@@ -91,31 +96,44 @@ def polynomial_row(spectral: SpectralPolynomial) -> ParityRow:
     return ParityRow(inputs, quantity, "rms", spectral.worst, spectral.tolerance)
 
 
-def fresh_inputs(network: Network, samples: int, first_seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noise and prompt embeddings from one seed after another, without touching the global generator."""
-    pairs = []
-    for seed in range(first_seed, first_seed + samples):
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(network.config.latent_shape, generator=generator)
-        pairs.append((noise, torch.randn(network.config.text_shape, generator=generator)))
-    noises, prompts = zip(*pairs, strict=True)
-    return torch.stack(noises), torch.stack(prompts)
+def other_sizes(config: AnySizeConfig) -> list[tuple[int, int]]:
+    """H and W of noises, not the engine's own: the smallest, one that is padded, and a wide one."""
+    least, height, width = config.least_side, config.latent_height, config.latent_width
+    odd = [max(least, min(config.most_side, side + change)) for side, change in ((height, -1), (width, 1))]
+    wide = (max(least, height // 2), min(config.most_side, width + width // 2))
+    sizes = dict.fromkeys(((least, least), (odd[0], odd[1]), wide))
+    return [size for size in sizes if size != (height, width)]
+
+
+def _other_size(golden: GoldenNoise, network: AnySizeNet, size: tuple[int, int]) -> ParityRow:
+    manifest, device = golden.bundle.manifest, golden.device
+    noise, prompt = random_inputs(network.config, range(1), size=size)
+    given = golden(noise.to(device), prompt.to(device)).cpu()
+    statistic, tolerance = TOLERANCES[manifest.precision]
+    found = difference(statistic, given, reference(network, noise, prompt, "lapack", None))
+    return ParityRow(f"noise of {size[0]} x {size[1]}, seed 0", "golden", statistic, found, tolerance)
 
 
 def reference(
     network: Network,
     noise: Tensor,
-    prompt_embeds: Tensor,
+    prompt: Prompt,
     solver: Solver,
     signs: str | None,
     spectral: SpectralPolynomial | None = None,
 ) -> Tensor:
     """Golden noise of the float32 network; of an NPNet by solver and signs, or by a polynomial."""
+    embeds = prompt.embeds
+    if not isinstance(embeds, Tensor):
+        raise TypeError(f"expected padded embeddings, given {type(embeds).__name__}")
     with torch.inference_mode():
+        if isinstance(network, AnySizeNet):
+            others = {name: tensor for name, tensor in prompt.given() if name != "prompt_embeds"}
+            return network(noise, embeds, **others)
         if spectral is not None and isinstance(network, NPNet):
             half = polynomial_half(noise, spectral)
-            scale_shift, residual = network.prompt_half(noise, prompt_embeds)
+            scale_shift, residual = network.prompt_half(noise, embeds)
             return combine_reference(half, noise, scale_shift, residual, network.text_weight, network.beta)
         if signs is None:
-            return network(noise, prompt_embeds)
-        return network(noise, prompt_embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))
+            return network(noise, embeds)
+        return network(noise, embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))

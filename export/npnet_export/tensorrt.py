@@ -19,6 +19,7 @@ from npnet_export.tensorrt_cache import read_timing_cache, timing_cache_path, wr
 from npnet_export.tensorrt_monitor import new_monitor
 from npnet_runtime.backends.machine import cuda_capabilities, this_platform
 from npnet_runtime.backends.tensorrt_module import SUFFIX, import_tensorrt, new_log
+from npnet_runtime.networks.graphs import graphs
 
 BUILD_LOG = "build.log"
 # What TensorRT for RTX builds for if it is not told: every kind of GPU from Ampere on.
@@ -140,7 +141,8 @@ def _build(
         config = builder.create_builder_config()
         config.progress_monitor = monitor
         _apply(trt, config, engine, request.options, capabilities)
-        config.add_optimization_profile(_profile(builder, network, request))
+        graph_name = name.removesuffix(SUFFIX)
+        config.add_optimization_profile(_profile(builder, network, request, graph_name))
         # TensorRT for RTX times nothing when it builds, and reads a cache only where there is a GPU.
         cache = read_timing_cache(config, cache_path) if engine == "tensorrt" else None
         built = builder.build_serialized_network(network, config)
@@ -154,13 +156,15 @@ def _build(
     return bytes(built)
 
 
-def _profile(builder: Any, network: Any, request: BuildRequest) -> Any:
-    """Batches from 1, because the last part of a larger batch may be of any size."""
+def _profile(builder: Any, network: Any, request: BuildRequest, name: str) -> Any:
+    """Batches from 1, because the last part of a larger batch may be of any size; tuned for the own sizes."""
     profile = builder.create_optimization_profile()
-    batches = 1, request.options.opt_batch or 1, request.max_batch
+    graph = graphs(request.network.config)[name]
     for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        profile.set_shape(tensor.name, *((batch, *tuple(tensor.shape)[1:]) for batch in batches))
+        tensor = network.get_input(index).name
+        least, most = graph.bounds(tensor)
+        tuned = (request.options.opt_batch or 1, *graph.inputs[tensor])
+        profile.set_shape(tensor, (1, *least), tuned, (request.max_batch, *most))
     return profile
 
 

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npnet_export.errors import ExportError, ParityError
-from npnet_export.parity import TOLERANCES, fresh_inputs, reference
+from npnet_export.parity import TOLERANCES, reference
 from npnet_export.weights import WeightsRequest, all_models
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import FILENAME, ParityRow
 from npnet_runtime.errors import InputError
 from npnet_runtime.files import atomic_file
 from npnet_runtime.golden import GoldenNoise
+from npnet_runtime.inputs.texts import Prompt, random_inputs
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.networks.registry import Network, network_from_state
 
@@ -112,10 +113,10 @@ def verify(
     golden = GoldenNoise(bundle, device=device)
     found = []
     for seed in range(first_seed, first_seed + samples):
-        noise, prompt_embeds = fresh_inputs(network, 1, seed)
+        noise, prompt = random_inputs(network.config, [seed])
         manifest = bundle.manifest
-        expected = reference(network, noise, prompt_embeds, "lapack", manifest.signs, manifest.spectral)
-        found.append(_compare(seed, golden_or_nan(golden, noise, prompt_embeds), expected))
+        expected = reference(network, noise, prompt, "lapack", manifest.signs, manifest.spectral)
+        found.append(_compare(seed, golden_or_nan(golden, noise, prompt), expected))
     return Verification(tuple(found), *TOLERANCES[bundle.manifest.precision])
 
 
@@ -167,10 +168,10 @@ def described(row: ParityRow) -> str:
     return f"{row.quantity}: {row.statistic} {row.value:.6g}{tolerance}"
 
 
-def golden_or_nan(golden: GoldenNoise, noise: Tensor, prompt_embeds: Tensor) -> Tensor:
+def golden_or_nan(golden: GoldenNoise, noise: Tensor, prompt: Prompt) -> Tensor:
     """Golden noise of sound inputs, on the CPU; all NaN where the engine gives NaN or infinity."""
     try:
-        return golden(noise.to(golden.device), prompt_embeds.to(golden.device)).cpu()
+        return golden(noise.to(golden.device), prompt.to(golden.device)).cpu()
     except InputError:  # the inputs are sound: the engine gave NaN or infinity
         return torch.full_like(noise, torch.nan)
 

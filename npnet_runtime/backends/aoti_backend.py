@@ -62,11 +62,15 @@ class AotiBackend:
             BackendError: an engine in fp32, and matrix products set to TF32.
         """
         # The packages do not look: they would read and write what lies beyond.
-        rows, shapes = len(inputs[0]), self._graphs[graph].inputs.values()
+        rows, own = len(inputs[0]), self._graphs[graph]
         given = [tuple(tensor.shape) for tensor in inputs]
-        if not 1 <= rows <= self._max_batch or given != [(rows, *shape) for shape in shapes]:
+        if not 1 <= rows <= self._max_batch or not own.takes(given):
+            shapes = ", ".join(
+                str(least) if least == most else f"{least} to {most}"
+                for least, most in map(own.bounds, own.inputs)
+            )
             raise InputError(
-                f"{graph}: expected inputs of shapes {list(shapes)} behind one batch of 1 to "
+                f"{graph}: expected inputs of shapes {shapes} behind one batch of 1 to "
                 f"{self._max_batch}, given {given}; call it in parts, or build with a larger --max-batch"
             )
         with self._lock, self._float32():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -45,9 +46,10 @@ class Backend(Protocol):
         """
 
 
-def empty_outputs(graph: Graph, like: Tensor) -> dict[str, Tensor]:
-    """Room for the outputs of a graph, of the batch of one of its inputs."""
-    return {name: like.new_empty(len(like), *shape) for name, shape in graph.outputs.items()}
+def empty_outputs(graph: Graph, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Room for the outputs of a graph that is run on these inputs."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in zip(graph.inputs, inputs, strict=True)}
+    return {name: inputs[0].new_empty(shape) for name, shape in graph.output_shapes(shapes).items()}
 
 
 def graph_threads(graph: str, threads: int | None) -> int:

@@ -17,6 +17,7 @@ from npnet_runtime.networks.graphs import Graph, graphs
 
 SUFFIX = ".onnx"
 _FLOAT = 1  # onnx.TensorProto.FLOAT
+MOST_SESSIONS = 32
 _QUIET = 3  # errors only: the session's warnings are about nodes it places by design
 
 
@@ -45,10 +46,15 @@ class OnnxRuntimeBackend:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # One stream's work is in order only if one thread at a time adds to it.
         self._lock = threading.Lock() if self._stream else nullcontext()
+        self._making = threading.Lock()
         self._graphs = graphs(bundle.manifest.config)
-        self._sessions = {
-            name: self._session(bundle, name + SUFFIX, graph) for name, graph in self._graphs.items()
-        }
+        self._bundle = bundle
+        # One a graph; on CUDA one for each size that was met, where a graph takes several.
+        self._sessions: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
+        for name, graph in self._graphs.items():
+            self._session_for(
+                name, {tensor: torch.empty(1, *shape) for tensor, shape in graph.inputs.items()}
+            )
 
     def for_capture(self) -> OnnxRuntimeBackend:
         """See `Backend`."""
@@ -56,10 +62,10 @@ class OnnxRuntimeBackend:
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        outputs = empty_outputs(self._graphs[graph], inputs[0])
+        outputs = empty_outputs(self._graphs[graph], inputs)
         named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
         try:
-            self._run(self._sessions[graph], named, outputs)
+            self._run(self._session_for(graph, named), named, outputs)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise BackendError(
                 f"ONNX Runtime could not run {graph} on a batch of {len(inputs[0])}: {error}\n"
@@ -67,11 +73,25 @@ class OnnxRuntimeBackend:
             ) from error
         return tuple(outputs.values())
 
-    def _session(self, bundle: EngineBundle, name: str, graph: Graph) -> Any:
+    def _session_for(self, name: str, inputs: Mapping[str, Tensor]) -> Any:
+        graph = self._graphs[name]
+        lengths: tuple[tuple[str, int], ...] = ()
+        if self._stream is not None:
+            # What computes with shapes would be left on the CPU: known, they are constants.
+            lengths = graph.lengths({tensor: tuple(value.shape) for tensor, value in inputs.items()})
+        key = (name, lengths)
+        with self._making:
+            if key not in self._sessions:
+                while len(self._sessions) >= MOST_SESSIONS:
+                    del self._sessions[next(iter(self._sessions))]
+                self._sessions[key] = self._session(self._bundle, name + SUFFIX, graph, dict(lengths))
+            return self._sessions[key]
+
+    def _session(self, bundle: EngineBundle, name: str, graph: Graph, lengths: dict[str, int]) -> Any:
         stream = None if self._stream is None else self._stream.cuda_stream
         try:
             threads = graph_threads(name.removesuffix(SUFFIX), self._threads)
-            session = new_session(bundle.read(name), self.device, stream, threads)
+            session = new_session(bundle.read(name), self.device, stream, threads, lengths)
         except ValueError as error:
             raise BundleError(f"{bundle.path / name}: ONNX Runtime cannot load it: {error}") from error
         given = [(item.name, item.type) for item in (*session.get_inputs(), *session.get_outputs())]
@@ -106,7 +126,11 @@ class OnnxRuntimeBackend:
 
 
 def new_session(
-    content: bytes, device: torch.device, stream: int | None = None, threads: int | None = None
+    content: bytes,
+    device: torch.device,
+    stream: int | None = None,
+    threads: int | None = None,
+    lengths: Mapping[str, int] | None = None,
 ) -> Any:
     """A session of ONNX Runtime on a device, and nowhere else.
 
@@ -115,6 +139,7 @@ def new_session(
         device: where to run.
         stream: handle of the CUDA stream to run on; None for one of the library's own.
         threads: of a CPU; None for as many as the library likes.
+        lengths: of axes that vary, by name; those left out stay variable.
 
     Raises:
         ValueError: ONNX Runtime cannot load the graph.
@@ -126,6 +151,8 @@ def new_session(
     options.log_severity_level = _QUIET
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = threads or 0
+    for name, length in (lengths or {}).items():
+        options.add_free_dimension_override_by_name(name, length)
     provider: str | tuple[str, dict[str, Any]] = "CPUExecutionProvider"
     if device.type == "cuda":
         # A node that CUDA cannot run is an error here, not a silent copy to the host.

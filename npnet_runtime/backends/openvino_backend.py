@@ -14,7 +14,7 @@ from npnet_runtime.backends.pool import Pool
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BackendError, BundleError
-from npnet_runtime.networks.graphs import Graph, graphs
+from npnet_runtime.networks.graphs import Graph, Shape, graphs
 
 SUFFIX = ".onnx"
 TARGETS = ("CPU", "GPU", "NPU")
@@ -65,7 +65,7 @@ class OpenVinoBackend:
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        outputs = empty_outputs(self._graphs[graph], inputs[0])
+        outputs = empty_outputs(self._graphs[graph], inputs)
         try:
             self._compiled[graph].run(inputs, tuple(outputs.values()))
         except RuntimeError as error:
@@ -104,17 +104,17 @@ class Compiled:
             # Pinned threads would fight over cores with the caller's own, and with other containers'.
             options |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
 
-        def compiled(batch: int | None) -> Any:
+        def compiled(shapes: tuple[Shape, ...] | None) -> Any:
             model = core.read_model(content)
-            if batch is not None:
-                model.reshape({name: [batch, *shape] for name, shape in graph.inputs.items()})
+            if shapes is not None:
+                model.reshape({n: [*shape] for n, shape in zip(graph.inputs, shapes, strict=True)})
             return core.compile_model(model, target, options)
 
         self._compile = compiled
-        self._requests: dict[int | None, Pool[Any]] = {}
+        self._requests: dict[tuple[Shape, ...] | None, Pool[Any]] = {}
         self._lock = threading.Lock()
         try:
-            self._pool(1)
+            self._pool(tuple((1, *shape) for shape in graph.inputs.values()))
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot load it: {error}") from error
 
@@ -125,7 +125,7 @@ class Compiled:
             RuntimeError: OpenVINO's.
         """
         tensors = [tensor.resolve_neg().contiguous() for tensor in inputs]
-        with self._pool(len(tensors[0])).borrow() as request:
+        with self._pool(tuple(tuple(tensor.shape) for tensor in tensors)).borrow() as request:
             for name, tensor in zip(self._graph.inputs, tensors, strict=True):
                 request.set_tensor(name, self._shared(tensor))
             for name, tensor in zip(self._graph.outputs, outputs, strict=True):
@@ -135,13 +135,13 @@ class Compiled:
     def _shared(self, tensor: Tensor) -> Any:
         return self._openvino.Tensor(tensor.numpy(), shared_memory=True)
 
-    def _pool(self, rows: int) -> Pool[Any]:
-        batch = rows if self._target == "NPU" else None  # which takes one size only
+    def _pool(self, shapes: tuple[Shape, ...]) -> Pool[Any]:
+        own = shapes if self._target == "NPU" else None  # which takes one size only
         with self._lock:
-            if batch not in self._requests:
-                make = self._compile(batch).create_infer_request
-                self._requests[batch] = Pool(make, CALLERS, lambda request: None)
-            return self._requests[batch]
+            if own not in self._requests:
+                make = self._compile(own).create_infer_request
+                self._requests[own] = Pool(make, CALLERS, lambda request: None)
+            return self._requests[own]
 
 
 def devices(core: Any = None) -> dict[str, tuple[str, ...]]:

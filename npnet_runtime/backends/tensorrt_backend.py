@@ -54,7 +54,7 @@ class TensorRTBackend:
 
     def run(self, graph: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `Backend`."""
-        outputs = empty_outputs(self._graphs[graph], inputs[0])
+        outputs = empty_outputs(self._graphs[graph], inputs)
         named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
         self._engines[graph].run(named, outputs)
         return tuple(outputs.values())
@@ -67,30 +67,29 @@ class TensorRTBackend:
                 f"{bundle.path / name}: {MODULES[bundle.manifest.engine]} {trt.__version__} cannot load it:\n"
                 f"{self._log.tail()}\nwrite it again with: {bundle.rebuild_command()}"
             )
-        check_profile(bundle, name, engine, self._graphs[graph].inputs)
+        check_profile(bundle, name, engine, self._graphs[graph])
         return LoadedEngine(trt, engine, self._log, self.device)
 
 
-def check_profile(
-    bundle: EngineBundle, name: str, engine: Any, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Whether an engine takes every batch that the manifest promises.
+def check_profile(bundle: EngineBundle, name: str, engine: Any, graph: Graph) -> None:
+    """Whether an engine takes every batch, and every size, that the manifest promises.
 
     Args:
         bundle: of the engine.
         name: of the engine's file.
         engine: an `ICudaEngine`.
-        shapes: of each input, in order, without the batch.
+        graph: its inputs.
 
     Raises:
         BundleError: an input is missing, or its profile is of other shapes or smaller batches.
     """
     present = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    for tensor, shape in shapes.items():
-        wanted = (1, *shape), (bundle.manifest.max_batch, *shape)
+    for tensor in graph.inputs:
+        least, most = graph.bounds(tensor)
+        wanted = (1, *least), (bundle.manifest.max_batch, *most)
         if tensor in present:
             smallest, _, largest = (tuple(found) for found in engine.get_tensor_profile_shape(tensor, 0))
-            same = smallest[1:] == largest[1:] == shape
+            same = (smallest[1:], largest[1:]) == (least, most)
             if same and smallest[0] <= 1 and largest[0] >= bundle.manifest.max_batch:
                 continue
             found = f"{smallest} to {largest}"
@@ -227,7 +226,7 @@ class _Captured:
         engine = self._engines[graph]
         first = graph not in self._contexts
         context = self._contexts[graph] = engine.new_context() if first else self._contexts[graph]
-        outputs = empty_outputs(self._graphs[graph], inputs[0])
+        outputs = empty_outputs(self._graphs[graph], inputs)
         named = dict(zip(self._graphs[graph].inputs, inputs, strict=True))
         current = torch.cuda.current_stream()
         engine.queue(context, named, outputs, current, current)

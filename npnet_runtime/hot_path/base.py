@@ -9,6 +9,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from npnet_runtime.networks.graphs import Shape
+
+Texts = tuple[Tensor, ...]
+"""What a network reads beside the noise, in the order of its graph, a row for each noise: the prompt
+embeddings (B, tokens, width) first. Any floating dtype, any strides."""
+
 
 class Early(NamedTuple):
     """What was computed before the prompt, and when it is there.
@@ -40,28 +46,33 @@ class Path(Protocol):
                 device gives NaN instead.
         """
 
-    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def golden(self, noise: Tensor, early: Early | None, texts: Texts, out: Tensor) -> bool:
         """Write golden noise, and wait until it is there: the inputs may be dropped afterwards.
 
         Args:
             noise: (B, C, H, W).
             early: what `prepare` gave for it; None to compute it beside the rest.
-            prompt_embeds: (B, tokens, width), any floating dtype, any strides.
+            texts: see `Texts`.
             out: (B, C, H, W) of any floating dtype.
 
         Returns:
             Whether every value of `out` is finite.
         """
 
-    def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def again(self, noise: Tensor, texts: Texts, out: Tensor) -> bool:
         """Try once more what gave no finite numbers from finite inputs, by a slower and more robust way.
 
         Returns:
             As `golden`; False where there is no such way.
         """
 
-    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+    def warm_up(self, batches: Sequence[int], callers: int, shapes: tuple[Shape, ...]) -> None:
         """Make ahead what calls with these sizes of batch from so many threads at once would make.
+
+        Args:
+            batches: sizes of batch.
+            callers: threads.
+            shapes: of the noise and of the texts, without the batch.
 
         Raises:
             BackendError: too little memory, or the device refuses.

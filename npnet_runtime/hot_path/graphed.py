@@ -14,18 +14,21 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.backends.pool import Pool
-from npnet_runtime.hot_path.base import Early, on_device
+from npnet_runtime.hot_path.base import Early, Texts, on_device
 from npnet_runtime.hot_path.capture import Capture
 from npnet_runtime.hot_path.finite import all_finite
 from npnet_runtime.hot_path.passes import Pass, Solver
 from npnet_runtime.hot_path.static import Buffer, StaticCall, bucket_for
 from npnet_runtime.hot_path.streams import MAX_CALLERS, StreamPath, overlapped
+from npnet_runtime.networks.graphs import Shape
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.registry import NetworkConfig
 
 log = logging.getLogger(__name__)
 SOLVER: Solver = "jacobi"  # the only one that a CUDA graph can hold
 EARLY, PREPARED, WHOLE = "prepare", "prepared noise", "noise"
+MOST_GRAPHS = 64
+"""Of a lane: more than a network of one size needs; those of other sizes come and go."""
 
 
 class Golden(NamedTuple):
@@ -41,13 +44,14 @@ class Lane:
 
     record: Capture
     stream: torch.cuda.Stream
-    calls: dict[tuple[str, int], StaticCall[Any]] = field(default_factory=dict)
+    calls: dict[tuple[str, int, tuple[Shape, ...]], StaticCall[Any]] = field(default_factory=dict)
 
 
 class GraphPath:
     """Replays graphs on the caller's current stream; `prepare` on a stream of its own, without waiting.
 
-    A graph is captured when a size of batch is first met. Sizes are 1, 2, 4, ... and the engine's largest.
+    A graph is captured when a size of batch is first met: 1, 2, 4, ... and the engine's largest; and, where a
+    network takes several, when a size of noise or prompt is.
 
     Inputs are copied into a graph's buffers, not read where they lie: any number of prepared noises may be
     kept, used in any order and by several threads, and a graph holds addresses. Prepared noise and its
@@ -71,7 +75,6 @@ class GraphPath:
     ) -> None:
         self._new_steps, self._direct = new_steps, direct
         self._device, self._max_batch = device, max_batch
-        self._latent, self._text = config.latent_shape, config.text_shape
         self._prepares = isinstance(config, NPNetConfig)
         # Noise is prepared beside calls, so it has lanes of its own.
         self._calls: Pool[Lane] = Pool(self._new_lane, MAX_CALLERS, self._discard)
@@ -92,10 +95,11 @@ class GraphPath:
             with torch.cuda.stream(lane.stream):
                 for rows in self._chunks(len(noise)):
                     given, early = stacked[:, rows]
-                    early.copy_(self._call(lane, EARLY, len(given))(given)[: len(given)])
+                    call = self._call(lane, EARLY, len(given), (given.shape[1:],))
+                    early.copy_(call(given)[: len(given)])
                 return Early(stacked[1], lane.stream.record_event(), stacked)
 
-    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def golden(self, noise: Tensor, early: Early | None, texts: Texts, out: Tensor) -> bool:
         """See `Path`. The host waits once for each graph replayed, and the lane is idle afterwards."""
         with on_device(self._device), self._calls.borrow() as lane:
             current = torch.cuda.current_stream()
@@ -106,20 +110,20 @@ class GraphPath:
             else:
                 kind, first, axis = PREPARED, _stacked(noise, early), 1
             if len(out) <= self._max_batch:
-                return self._replay(lane, kind, current, first, prompt_embeds, out)
+                return self._replay(lane, kind, current, first, texts, out)
             finite = True
             for rows in self._chunks(len(out)):
                 part = first[rows] if axis == 0 else first[:, rows]
-                finite &= self._replay(lane, kind, current, part, prompt_embeds[rows], out[rows])
+                finite &= self._replay(lane, kind, current, part, tuple(t[rows] for t in texts), out[rows])
             return finite
 
-    def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def again(self, noise: Tensor, texts: Texts, out: Tensor) -> bool:
         """See `Path`: without a graph, where other solvers run."""
         log.warning("golden noise was not finite: solved again without a CUDA graph")
         self._repeated += 1
-        return self._direct.golden(noise, None, prompt_embeds, out)
+        return self._direct.golden(noise, None, texts, out)
 
-    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+    def warm_up(self, batches: Sequence[int], callers: int, shapes: tuple[Shape, ...]) -> None:
         """See `Path`: all graphs, for each of the lanes that so many callers use."""
         kinds = [(self._calls, WHOLE)]
         if self._prepares:
@@ -130,7 +134,8 @@ class GraphPath:
                     lanes = [borrowed.enter_context(pool.borrow()) for _ in range(min(callers, MAX_CALLERS))]
                     for lane in lanes:
                         for batch in batches:
-                            self._call(lane, kind, min(batch, self._max_batch))
+                            read = shapes[:1] if kind == EARLY else shapes
+                            self._call(lane, kind, min(batch, self._max_batch), read)
 
     def describe(self) -> list[str]:
         """See `Path`."""
@@ -144,27 +149,35 @@ class GraphPath:
         ]
 
     def _replay(
-        self, lane: Lane, kind: str, current: torch.cuda.Stream, first: Tensor, prompts: Tensor, out: Tensor
+        self, lane: Lane, kind: str, current: torch.cuda.Stream, first: Tensor, texts: Texts, out: Tensor
     ) -> bool:
         """Queue a batch of at most `max_batch`, wait, and say whether the result is finite."""
         count = len(out)
-        golden, peaks = self._call(lane, kind, count)(first, prompts)
+        shapes = tuple(tensor.shape[1:] for tensor in (out, *texts))
+        golden, peaks = self._call(lane, kind, count, shapes)(first, *texts)
         out.copy_(golden if len(golden) == count else golden[:count])
         current.synchronize()
         return all_finite(peaks[:count].tolist(), out.dtype)
 
-    def _call(self, lane: Lane, kind: str, count: int) -> StaticCall[Any]:
-        """The graph for a batch, captured if it is not there yet."""
+    def _call(self, lane: Lane, kind: str, count: int, shapes: tuple[Shape, ...]) -> StaticCall[Any]:
+        """The graph for a batch, captured if it is not there yet; the least recently used may go for it."""
         bucket = bucket_for(count, self._max_batch)
-        call = lane.calls.get((kind, bucket))
+        key = (kind, bucket, shapes)
+        call = lane.calls.pop(key, None)
         if call is None:
-            compute, buffers = self._computation(kind, bucket)
-            call = lane.calls[kind, bucket] = StaticCall(compute, buffers, lane.record)
+            if len(lane.calls) >= MOST_GRAPHS:
+                torch.cuda.synchronize(self._device)  # it may be running
+                del lane.calls[next(iter(lane.calls))]
+            compute, buffers = self._computation(kind, bucket, *shapes)
+            call = StaticCall(compute, buffers, lane.record)
             self._captured.append(kind)
+        lane.calls[key] = call
         return call
 
-    def _computation(self, kind: str, bucket: int) -> tuple[Callable[..., Any], list[Buffer]]:
-        """What a graph holds, and the buffers of its inputs."""
+    def _computation(
+        self, kind: str, bucket: int, latent: Shape, *texts: Shape
+    ) -> tuple[Callable[..., Any], list[Buffer]]:
+        """What a graph holds for noise and texts of such shapes, and the buffers of its inputs."""
         # Numbers like those to come: a capture is preceded by runs in earnest, and zeros have no SVD.
         generator = torch.Generator(self._device).manual_seed(0)
 
@@ -173,23 +186,21 @@ class GraphPath:
 
         steps = self._new_steps()
         if kind == EARLY:
-            return lambda noise: steps.before_prompt(noise, SOLVER), [Buffer(draw(bucket, *self._latent))]
+            return lambda noise: steps.before_prompt(noise, SOLVER), [Buffer(draw(bucket, *latent))]
         side = torch.cuda.Stream(self._device)
         pinned = torch.empty(bucket, dtype=torch.float32, pin_memory=self._device.type == "cuda")
 
-        def golden(noise: Tensor, early: Tensor | None, prompts: Tensor) -> Golden:
-            noise, peak = overlapped(steps, noise, early, prompts, side, SOLVER)
+        def golden(noise: Tensor, early: Tensor | None, texts: Texts) -> Golden:
+            noise, peak = overlapped(steps, noise, early, texts, side, SOLVER)
             pinned.copy_(peak, non_blocking=True)
             return Golden(noise, pinned.numpy())
 
-        text = Buffer(draw(bucket, *self._text))
+        read = [Buffer(draw(bucket, *shape)) for shape in texts]
         if kind == WHOLE:
-            return lambda noise, prompts: golden(noise, None, prompts), [
-                Buffer(draw(bucket, *self._latent)),
-                text,
-            ]
-        stacked = Buffer(draw(2, bucket, *self._latent), axis=1)
-        return lambda given, prompts: golden(given[0], given[1], prompts), [stacked, text]
+            own = Buffer(draw(bucket, *latent))
+            return lambda noise, *texts: golden(noise, None, texts), [own, *read]
+        stacked = Buffer(draw(2, bucket, *latent), axis=1)
+        return lambda given, *texts: golden(given[0], given[1], texts), [stacked, *read]
 
     def _new_lane(self) -> Lane:
         return Lane(Capture(self._device), torch.cuda.Stream(self._device))

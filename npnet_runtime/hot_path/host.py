@@ -8,9 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from npnet_runtime.hot_path.base import Early
+from npnet_runtime.hot_path.base import Early, Texts
 from npnet_runtime.hot_path.finite import all_finite
 from npnet_runtime.hot_path.passes import Pass
+from npnet_runtime.networks.graphs import Shape
 
 
 class HostPath:
@@ -28,21 +29,21 @@ class HostPath:
         """See `Path`. On the same threads as in `golden`, and so with the same bits."""
         return Early(self._begin(noise.float().contiguous()).result())
 
-    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def golden(self, noise: Tensor, early: Early | None, texts: Texts, out: Tensor) -> bool:
         """See `Path`."""
         noise = noise.float().contiguous()
         begun = self._begin(noise) if early is None else None
-        prompted = self._steps.with_prompt(noise, prompt_embeds.float().contiguous())
+        prompted = self._steps.with_prompt(noise, *(text.float().contiguous() for text in texts))
         half = begun.result() if begun is not None else early and early.tensor
         golden, peak = self._steps.finish(half, noise, *prompted)
         out.copy_(golden)
         return all_finite(peak.tolist(), out.dtype)
 
-    def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def again(self, noise: Tensor, texts: Texts, out: Tensor) -> bool:
         """See `Path`: there is no other way."""
         return False
 
-    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+    def warm_up(self, batches: Sequence[int], callers: int, shapes: tuple[Shape, ...]) -> None:
         """See `Path`: nothing is kept."""
 
     def describe(self) -> list[str]:

@@ -37,13 +37,13 @@ SIGNS: dict[str, Literal["canonical", "as-is"]] = {SIGN_RULE: "canonical", "as-i
 
 
 class Pass(Protocol):
-    """A kind of network on a back end. All tensors are float32 and of the network's own sizes."""
+    """A kind of network on a back end. All tensors are float32 and of sizes that the network takes."""
 
     def before_prompt(self, noise: Tensor, solver: Solver = "auto") -> Tensor | None:
         """What can be computed of noise (B, C, H, W) before the prompt is known; None if there is nothing."""
 
-    def with_prompt(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
-        """What needs the prompt (B, tokens, width) and not `before_prompt`: the two may run side by side."""
+    def with_prompt(self, noise: Tensor, *texts: Tensor) -> tuple[Tensor, ...]:
+        """What needs the prompt, as the graph reads it, and not `before_prompt`, which may run beside it."""
 
     def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> tuple[Tensor, Tensor]:
         """Golden noise (B, C, H, W) from the results of both; and (B,) its largest magnitudes, or NaN."""
@@ -79,9 +79,9 @@ class NPNetPass:
         (f,) = run_in_chunks(self._backend, SPECTRAL_HEAD, self._manifest.max_batch, *factors)
         return spectral_correction(noise, factors.u, f, factors.vh, backend=self._kernels)
 
-    def with_prompt(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+    def with_prompt(self, noise: Tensor, *texts: Tensor) -> tuple[Tensor, ...]:
         """The prompt half: scales and shifts (B, 2C), and the compact residual (B, C, n, W)."""
-        return run_in_chunks(self._backend, PROMPT_HALF, self._manifest.max_batch, noise, prompt_embeds)
+        return run_in_chunks(self._backend, PROMPT_HALF, self._manifest.max_batch, noise, *texts)
 
     def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> tuple[Tensor, Tensor]:
         """See `Pass`."""
@@ -102,7 +102,7 @@ class NPNetPass:
         return lines
 
 
-class PromptAttentionPass:
+class OneGraphPass:
     """One graph, from noise and prompt; nothing can be done before the prompt is known."""
 
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
@@ -112,9 +112,9 @@ class PromptAttentionPass:
         """Nothing."""
         return None
 
-    def with_prompt(self, noise: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+    def with_prompt(self, noise: Tensor, *texts: Tensor) -> tuple[Tensor, ...]:
         """All of golden noise."""
-        return run_in_chunks(self._backend, NETWORK, self._manifest.max_batch, noise, prompt_embeds)
+        return run_in_chunks(self._backend, NETWORK, self._manifest.max_batch, noise, *texts)
 
     def finish(self, early: Tensor | None, noise: Tensor, *prompted: Tensor) -> tuple[Tensor, Tensor]:
         """See `Pass`."""
@@ -130,7 +130,7 @@ def make_pass(backend: Backend, manifest: Manifest, kernels: Kernels) -> Pass:
     """The pass for the kind of network in a bundle."""
     if isinstance(manifest.config, NPNetConfig):
         return NPNetPass(backend, manifest, kernels)
-    return PromptAttentionPass(backend, manifest)
+    return OneGraphPass(backend, manifest)
 
 
 def polynomial_half(noise: Tensor, spectral: SpectralPolynomial) -> Tensor:

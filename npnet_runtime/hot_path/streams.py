@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.backends.pool import Pool
-from npnet_runtime.hot_path.base import Early, on_device
+from npnet_runtime.hot_path.base import Early, Texts, on_device
 from npnet_runtime.hot_path.finite import all_finite
 from npnet_runtime.hot_path.passes import Pass, Solver
+from npnet_runtime.networks.graphs import Shape
 
 MAX_CALLERS = 4  # calls in flight at once, here and with graphs; each has streams and buffers of its own
 
@@ -39,7 +40,7 @@ class StreamPath:
                 early = self._steps.before_prompt(noise)
                 return Early(early, side.record_event())
 
-    def golden(self, noise: Tensor, early: Early | None, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def golden(self, noise: Tensor, early: Early | None, texts: Texts, out: Tensor) -> bool:
         """See `Path`."""
         with on_device(self._device), self._sides.borrow() as side:
             if early is not None and early.ready is not None:
@@ -48,17 +49,17 @@ class StreamPath:
                 self._steps,
                 noise.float().contiguous(),
                 None if early is None else early.tensor,
-                prompt_embeds.float().contiguous(),
+                tuple(text.float().contiguous() for text in texts),
                 side,
             )
             out.copy_(golden)
             return all_finite(peak.tolist(), out.dtype)  # waits
 
-    def again(self, noise: Tensor, prompt_embeds: Tensor, out: Tensor) -> bool:
+    def again(self, noise: Tensor, texts: Texts, out: Tensor) -> bool:
         """See `Path`: there is no other way."""
         return False
 
-    def warm_up(self, batches: Sequence[int], callers: int) -> None:
+    def warm_up(self, batches: Sequence[int], callers: int, shapes: tuple[Shape, ...]) -> None:
         """See `Path`: nothing is kept but what kernels and libraries keep of a first call."""
 
     def describe(self) -> list[str]:
@@ -70,7 +71,7 @@ def overlapped(
     steps: Pass,
     noise: Tensor,
     early: Tensor | None,
-    prompt_embeds: Tensor,
+    texts: Texts,
     side: torch.cuda.Stream,
     solver: Solver = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,7 @@ def overlapped(
         steps: of the network.
         noise: (B, C, H, W) float32.
         early: the half that needs no prompt, if it is there.
-        prompt_embeds: (B, tokens, width) float32.
+        texts: see `Texts`, float32 and contiguous.
         side: any stream but the current one.
         solver: of the SVD.
 
@@ -92,7 +93,7 @@ def overlapped(
     current = torch.cuda.current_stream()
     start = current.record_event()
     # First what never waits for the device: a solver that does then waits beside a device at work.
-    prompted = steps.with_prompt(noise, prompt_embeds)
+    prompted = steps.with_prompt(noise, *texts)
     if early is None:
         side.wait_event(start)
         with torch.cuda.stream(side):

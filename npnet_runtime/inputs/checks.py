@@ -8,6 +8,7 @@ from torch import Tensor
 from npnet_runtime.errors import InputError
 from npnet_runtime.inputs.prompts import TokenPolicy, check_tokens
 from npnet_runtime.inputs.resolution import ResolutionPolicy, check_transferable
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.registry import NetworkConfig
 
 DEVICES = ("cpu", "cuda")
@@ -38,7 +39,7 @@ def check_noise(
         InputError: no tensor of shape (B, C, H, W), B >= 1, of a real floating dtype on the engine's
             device, or with a value that is not finite.
     """
-    _check_tensor("noise", noise)
+    check_tensor("noise", noise)
     check_noise_shape(tuple(noise.shape), config, resolution)
     _check_kind("noise", noise, device)
     if finite:
@@ -68,7 +69,7 @@ def check_prompt_embeds(
         InputError: no tensor of shape (P, tokens, width) with P dividing the batch, of a real floating
             dtype on the engine's device, or with a value that is not finite.
     """
-    _check_tensor("prompt_embeds", prompt_embeds)
+    check_tensor("prompt_embeds", prompt_embeds)
     check_prompt_shape(tuple(prompt_embeds.shape), batch, config, tokens)
     _check_kind("prompt_embeds", prompt_embeds, device)
     if finite:
@@ -102,7 +103,13 @@ def check_noise_shape(
         InputError: it is not (B, C, H, W) with B >= 1.
     """
     expected, remedy = config.latent_shape, BUILT_FOR
-    if len(shape) == 4 and shape[1] == expected[0] and shape[2:] != expected[1:] and all(shape):
+    if isinstance(config, AnySizeConfig):
+        if len(shape) == 4 and shape[1] == expected[0] and shape[2:] != expected[1:]:
+            _check_bounds(shape[2:], config)
+            expected = (expected[0], *shape[2:])
+        else:
+            remedy = "this engine was built for these channels only"
+    elif len(shape) == 4 and shape[1] == expected[0] and shape[2:] != expected[1:] and all(shape):
         if resolution == "transfer":
             check_transferable(shape[2:], config)
             return
@@ -123,7 +130,18 @@ def check_prompt_shape(
         InputError: it is not (P, tokens, width) with P dividing the batch.
     """
     expected, remedy = config.text_shape, BUILT_FOR
-    if len(shape) == 3 and shape[2] == config.text_dim and shape[1] != config.text_tokens:
+    if isinstance(config, AnySizeConfig):
+        if len(shape) == 3 and shape[1] and shape[2] == config.text_dim:
+            if shape[1] > config.most_tokens and tokens != "truncate":
+                raise InputError(
+                    f"prompt_embeds: expected up to {config.most_tokens} tokens, given {shape[1]}; "
+                    f'GoldenNoise(..., tokens="truncate") reads the first {config.most_tokens}, or build the '
+                    f"engine with --most-tokens {shape[1]}"
+                )
+            expected = (shape[1], config.text_dim)
+        else:
+            remedy = f"with 1 to {config.most_tokens} tokens"
+    elif len(shape) == 3 and shape[2] == config.text_dim and shape[1] != config.text_tokens:
         if tokens == "error":
             remedy = (
                 'GoldenNoise(..., tokens="truncate") or tokens="average" takes longer and shorter prompts'
@@ -139,6 +157,16 @@ def check_prompt_shape(
         )
 
 
+def _check_bounds(size: tuple[int, ...], config: AnySizeConfig) -> None:
+    least, most = config.least_side, config.most_side
+    if not all(least <= side <= most for side in size):
+        raise InputError(
+            f"noise: expected sides of {least} to {most}, which this engine was built for, given "
+            f"{size[0]} x {size[1]}; build one with --most-side {max(*size, most)} "
+            f"--least-side {min(*size, least)}"
+        )
+
+
 def _check_shape(
     name: str, given: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str, ...], remedy: str
 ) -> None:
@@ -151,7 +179,12 @@ def _check_shape(
         )
 
 
-def _check_tensor(name: str, tensor: Tensor) -> None:
+def check_tensor(name: str, tensor: object) -> None:
+    """Check that an argument is a dense tensor.
+
+    Raises:
+        InputError: it is not.
+    """
     if not isinstance(tensor, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, given {type(tensor).__name__}")
     if tensor.is_nested or tensor.layout != torch.strided:

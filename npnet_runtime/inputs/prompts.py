@@ -74,10 +74,10 @@ def fit_tokens(prompt_embeds: Tensor, tokens: int, policy: TokenPolicy) -> Tenso
     return prompt_embeds[:, :tokens]
 
 
-def one_for_each(prompt_embeds: Tensor, batch: int) -> Tensor:
-    """(P, tokens, width) -> (batch, tokens, width), each prompt for batch / P noises in a row."""
-    if len(prompt_embeds) == 1:
-        return prompt_embeds.expand(batch, -1, -1)
-    if len(prompt_embeds) == batch:
-        return prompt_embeds
-    return prompt_embeds.repeat_interleave(batch // len(prompt_embeds), dim=0)
+def one_for_each(prompts: Tensor, batch: int) -> Tensor:
+    """(P, ...) -> (batch, ...), each prompt for batch / P noises in a row."""
+    if len(prompts) == 1:
+        return prompts.expand(batch, *prompts.shape[1:])
+    if len(prompts) == batch:
+        return prompts
+    return prompts.repeat_interleave(batch // len(prompts), dim=0)

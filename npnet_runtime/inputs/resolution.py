@@ -18,6 +18,9 @@ so that what the network sees of the result is golden noise, Q result = golden(Q
 native noise, down to its last bit where nothing changes, stays. If golden noise has unit variance, so has
 the result. That the images gain as much as at 128 x 128 is not known: no network was trained for it.
 
+A network of any size sees all of the noise, whose sides are brought to multiples of what its levels divide by
+(`any_size.pad`), and whose change is cut again: Q is the identity there.
+
 Shape suffixes as in `network.py`; n: size of the network's plane, N: of the native one.
 """
 
@@ -30,6 +33,8 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.errors import InputError
+from npnet_runtime.networks.any_size import pad
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.registry import NetworkConfig
 
 ResolutionPolicy = Literal["error", "transfer"]
@@ -86,6 +91,8 @@ def to_network_size(noise: Tensor, config: NetworkConfig) -> Tensor:
         (B, *config.latent_shape), white and of unit variance if the noise is; the noise itself where
         the sizes agree.
     """
+    if isinstance(config, AnySizeConfig):
+        return pad(noise, config.stride)
     for axis, n in ((2, config.latent_height), (3, config.latent_width)):
         size = noise.shape[axis]
         if size > n:
@@ -97,17 +104,27 @@ def to_network_size(noise: Tensor, config: NetworkConfig) -> Tensor:
     return noise
 
 
-def to_native_size(change: Tensor, height: int, width: int) -> Tensor:
+def network_size(size: tuple[int, ...], config: NetworkConfig) -> tuple[int, ...]:
+    """H and W of what the network sees of noise of a size."""
+    if isinstance(config, AnySizeConfig):
+        return config.padded(*size)
+    return config.latent_shape[1:]
+
+
+def to_native_size(change: Tensor, height: int, width: int, config: NetworkConfig) -> Tensor:
     """A change of the network's noise as a change of the native noise: the transpose of the way there.
 
     Args:
         change: (B, C, h, w) float32, of the network's size.
         height: native H.
         width: native W.
+        config: shapes of the network.
 
     Returns:
         (B, C, H, W).
     """
+    if isinstance(config, AnySizeConfig):
+        return change[:, :, :height, :width]
     for axis, size in ((2, height), (3, width)):
         n = change.shape[axis]
         if size > n:

@@ -7,18 +7,26 @@ from typing import Any
 import torch
 
 from npnet_runtime.errors import ConfigError
+from npnet_runtime.networks.any_size import AnySizeNet
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.npnet_config import NPNetConfig
 from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, PromptAttentionNet
 
-NetworkConfig = NPNetConfig | PromptAttentionConfig
-Network = NPNet | PromptAttentionNet
-KINDS = (NPNetConfig.kind, PromptAttentionConfig.kind)
+NetworkConfig = NPNetConfig | PromptAttentionConfig | AnySizeConfig
+Network = NPNet | PromptAttentionNet | AnySizeNet
+_KINDS: dict[str, tuple[type[NetworkConfig], type[Network]]] = {
+    NPNetConfig.kind: (NPNetConfig, NPNet),
+    PromptAttentionConfig.kind: (PromptAttentionConfig, PromptAttentionNet),
+    AnySizeConfig.kind: (AnySizeConfig, AnySizeNet),
+}
+KINDS = tuple(_KINDS)
 
 
 def network_for(config: NetworkConfig) -> Network:
     """A network of that configuration, with PyTorch's first weights."""
-    return NPNet(config) if isinstance(config, NPNetConfig) else PromptAttentionNet(config)
+    network: Any = _KINDS[config.kind][1]
+    return network(config)
 
 
 def network_from_state(config: NetworkConfig, state: dict[str, torch.Tensor]) -> Network:
@@ -38,14 +46,12 @@ def network_from_state(config: NetworkConfig, state: dict[str, torch.Tensor]) ->
 
 
 def config_from_dict(values: dict[str, Any]) -> NetworkConfig:
-    """Read what `to_dict` of either configuration wrote.
+    """Read what `to_dict` of any configuration wrote.
 
     Raises:
         ConfigError: an unknown kind, or a field that is missing, unknown or out of range.
     """
     kind = values.get("kind") if isinstance(values, dict) else None
-    if kind == NPNetConfig.kind:
-        return NPNetConfig.from_dict(values)
-    if kind == PromptAttentionConfig.kind:
-        return PromptAttentionConfig.from_dict(values)
-    raise ConfigError(f"network: expected the kind {' or '.join(KINDS)}, given {kind!r}")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(f"network: expected the kind {' or '.join(KINDS)}, given {kind!r}")
+    return _KINDS[kind][0].from_dict(values)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from npnet_export.layers.modules import LayersOf, aoti_layers, torch_layers
 from npnet_export.layers.report import THRESHOLDS, LayerReport
-from npnet_export.parity import fresh_inputs
 from npnet_kernels import SIGN_RULE, latent_to_matrix, svd
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.hot_path.passes import SIGNS
+from npnet_runtime.inputs.resolution import to_network_size
+from npnet_runtime.inputs.texts import random_inputs, texts_of
 from npnet_runtime.networks.graphs import SPECTRAL_HEAD, graphs
 from npnet_runtime.networks.registry import Network
 
@@ -90,8 +91,10 @@ def _layers_of(
 
 def graph_inputs(bundle: EngineBundle, network: Network, seed: int) -> dict[str, tuple[Tensor, ...]]:
     """What each graph is given, float32 on the CPU."""
-    noise, prompt_embeds = fresh_inputs(network, 1, seed)
-    inputs: dict[str, tuple[Tensor, ...]] = dict.fromkeys(graphs(network.config), (noise, prompt_embeds))
+    noise, prompt = random_inputs(network.config, [seed])
+    texts = texts_of(prompt, 1, network.config, noise.shape[2:], "error")
+    own = to_network_size(noise, network.config)
+    inputs: dict[str, tuple[Tensor, ...]] = dict.fromkeys(graphs(network.config), (own, *texts))
     if SPECTRAL_HEAD in inputs:
         # A bundle with a polynomial has no rule for the signs; its head is built all the same.
         signs = SIGNS[bundle.manifest.signs or SIGN_RULE]

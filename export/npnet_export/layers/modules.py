@@ -124,7 +124,6 @@ def aoti_layers(bundle: EngineBundle, network: Network, device: torch.device) ->
 
     def layers(graph: str, inputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
         wanted = graphs(network.config)[graph]
-        shapes = tuple(wanted.inputs.values())
         module = Recorded(parts[graph]).eval()
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with own_cache(), current, tempfile.TemporaryDirectory(prefix="npnet-layers-") as folder:
@@ -132,7 +131,7 @@ def aoti_layers(bundle: EngineBundle, network: Network, device: torch.device) ->
             on_device = [tensor.to(device).contiguous() for tensor in inputs]
             names = module.names(*on_device)
             with torch.inference_mode(False):
-                compile_package(module, shapes, manifest.max_batch, device, path)
+                compile_package(module, wanted, manifest.max_batch, device, path)
             package = load_package(str(path), device)
             found = package.boxed_run(on_device)
         expected = _reference(network, graph, inputs)

@@ -57,7 +57,7 @@ class TestStatistics:
         """The change here is the one from this noise to other white noise: as large as a change can be."""
         noise = white(*size)
         other = to_network_size(white(*size, seed=1), FULL)
-        assert_white(noise + to_native_size(other - to_network_size(noise, FULL), *size))
+        assert_white(noise + to_native_size(other - to_network_size(noise, FULL), *size, FULL))
 
     @pytest.mark.parametrize(
         ("mode", "side"),
@@ -79,7 +79,7 @@ class TestTransfer:
     def test_network_sees_golden_noise_in_the_result(self, size: tuple[int, int]) -> None:
         """Larger on both sides: Q result = golden(Q x)."""
         noise, wanted = white(*size), white(128, 128, seed=2)
-        result = noise + to_native_size(wanted - to_network_size(noise, FULL), *size)
+        result = noise + to_native_size(wanted - to_network_size(noise, FULL), *size, FULL)
         torch.testing.assert_close(to_network_size(result, FULL), wanted, atol=2e-5, rtol=0)
 
     def test_blocks(self) -> None:
