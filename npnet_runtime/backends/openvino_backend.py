@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -96,8 +97,8 @@ class Compiled:
 
         self._openvino = openvino
         self._target, self._graph = target, graph
-        core = openvino.Core()
-        if obstacle := target_obstacle(target, precision, devices(core)):
+        core = process_core()
+        if obstacle := target_obstacle(target, precision, devices()):
             raise BackendError(obstacle)
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": 1}
         if target == "CPU":
@@ -144,12 +145,22 @@ class Compiled:
             return self._requests[own]
 
 
-def devices(core: Any = None) -> dict[str, tuple[str, ...]]:
-    """Devices that OpenVINO has here, and what each says it computes in."""
-    if core is None:
-        import openvino
+@functools.cache
+def process_core() -> Any:
+    """The one `openvino.Core` of the process, which is never given up.
 
-        core = openvino.Core()
+    Each core brings a CPU plugin of its own, which gives the calling thread a stack for signal handlers and
+    takes it away again in the end. Where two end in another order than that of a stack, the thread is left
+    with one that is gone, and dies of the next signal, Ctrl-C included (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def devices() -> dict[str, tuple[str, ...]]:
+    """Devices that OpenVINO has here, and what each says it computes in."""
+    core = process_core()
     key = "OPTIMIZATION_CAPABILITIES"
     return {name: tuple(core.get_property(name, key)) for name in core.available_devices}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -71,6 +73,27 @@ def test_callers_at_once(small_bundles: dict[str, EngineBundle]) -> None:
         together = list(threads.map(lambda pair: golden(*pair), inputs))
     for pair, given in zip(inputs, together, strict=True):
         torch.testing.assert_close(given, golden(*pair), atol=1e-5, rtol=0)
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from npnet_runtime import GoldenNoise
+
+first, second = GoldenNoise(sys.argv[1]), GoldenNoise(sys.argv[1])
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_engines_are_gone(small_bundles: dict[str, EngineBundle]) -> None:
+    """The stack for handlers that a plugin leaves behind: the process would die of it."""
+    command = [sys.executable, "-c", SIGNALLED, str(small_bundles["openvino"].path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr
 
 
 def test_precision(tmp_path: Path, export_small: Settings, small_bundles: dict[str, EngineBundle]) -> None:
