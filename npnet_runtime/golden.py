@@ -29,7 +29,6 @@ from npnet_runtime.inputs.checks import (
     check_finite,
     check_noise,
     check_noise_shape,
-    check_prompt_shape,
 )
 from npnet_runtime.inputs.prompts import TokenPolicy, check_token_policy
 from npnet_runtime.inputs.resolution import (
@@ -328,14 +327,19 @@ class GoldenNoise:
 
         diffusers.detach(self, pipe)
 
-    def check_shapes(self, noise: tuple[int, ...], prompt_embeds: tuple[int, ...]) -> None:
-        """Check the shapes of a call ahead of it, before the noise is even drawn.
+    def check_shapes(self, noise: tuple[int, ...], prompt_embeds: Tensor | Sequence[Tensor] | Prompt) -> None:
+        """Check a call ahead of it, before the noise is even drawn.
+
+        Args:
+            noise: its shape.
+            prompt_embeds: as in a call; their values are not looked at.
 
         Raises:
-            InputError: a call with noise and prompt embeddings of these shapes would be refused.
+            InputError: a call with noise of this shape and this prompt would be refused.
         """
-        check_noise_shape(noise, self.bundle.manifest.config, self._resolution)
-        check_prompt_shape(prompt_embeds, noise[0], self.bundle.manifest.config, self._tokens)
+        config = self.bundle.manifest.config
+        check_noise_shape(noise, config, self._resolution)
+        check_prompt(as_prompt(prompt_embeds), noise[0], config, self.device, self._tokens, finite=False)
 
     @property
     def captured(self) -> bool:

@@ -179,6 +179,7 @@ def _manifest(
         built_with=environment(),
         parity=(),
         unverified=None,
+        reads=settings.weights.reads,
     )
 
 

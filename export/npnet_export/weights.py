@@ -43,12 +43,18 @@ class WeightsRequest:
         source: a path or `owner/repository[:file]`; None for the model's own repository or bundled file.
         random_seed: make weights from this seed instead.
         offline: use the hub's cache only.
+        shapes: of a network with random weights that is no registered model's.
+        reads: what it reads of a pipeline's prompt; see `Manifest.reads`.
+        pipeline: what `--for` named.
     """
 
     model: ModelSpec | PackagedModel | None
     source: str | None = None
     random_seed: int | None = None
     offline: bool = False
+    shapes: NetworkConfig | None = None
+    reads: dict[str, str] | None = None
+    pipeline: str | None = None
 
     @property
     def description(self) -> str:
@@ -79,10 +85,11 @@ class WeightsRequest:
         config = self.config()
         if self.random_seed is not None and config is not None:
             network = network_from_state(config, random_state(config, self.random_seed))
-            return network, {"source": "random", "random_seed": self.random_seed}
-        path, named = self._fetch()
+            named = {} if self.pipeline is None else {"for": self.pipeline}
+            return network, {"source": "random", "random_seed": self.random_seed, **named}
+        path, fetched = self._fetch()
         read = checkpoint.read(path, config)
-        return read.network(), {**named, "form": read.form, "sha256": read.sha256}
+        return read.network(), {**fetched, "form": read.form, "sha256": read.sha256}
 
     def check(self) -> None:
         """Find out what can be known without loading them.
@@ -102,6 +109,8 @@ class WeightsRequest:
             CheckpointError: a checkpoint of the project's own form that is damaged.
             PackagedError: the bundled file is missing or altered.
         """
+        if self.shapes is not None:
+            return self.shapes
         if isinstance(self.model, ModelSpec):
             return self.model.config
         path = Path(str(self.source)).expanduser() if self._is_path() else self._packaged()

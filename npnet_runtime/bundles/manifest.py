@@ -19,7 +19,8 @@ from npnet_runtime.networks.registry import NetworkConfig, config_from_dict
 
 FILENAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "npnet-engine-bundle", 1
-POLYNOMIAL_VERSION = 2  # only of bundles with a polynomial: a runtime that knows none must refuse those
+# Only of bundles with a field that an earlier runtime does not know, which must refuse those.
+NEWER_FIELDS = {"spectral": 2, "reads": 3}
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -79,6 +80,8 @@ class Manifest:
         parity: comparison with the float32 PyTorch network; empty if it was not run.
         unverified: why it was not run, or None.
         spectral: what runs in place of the SVD, or None; not written if None.
+        reads: what the network reads of a pipeline's prompt: by field of `npnet_runtime.inputs.texts.Prompt`,
+            the name that the pipeline has for it; None for the first embeddings. Not written if None.
     """
 
     package_version: str
@@ -102,17 +105,19 @@ class Manifest:
     parity: tuple[ParityRow, ...]
     unverified: str | None
     spectral: SpectralPolynomial | None = None
+    reads: dict[str, str] | None = None
 
     def to_json(self) -> str:
         """Text of `manifest.json`; the same manifest gives the same text."""
         values = {
             "format": FORMAT,
-            "format_version": POLYNOMIAL_VERSION if self.spectral else FORMAT_VERSION,
+            "format_version": _version(asdict(self)),
             **asdict(self),
             "config": self.config.to_dict(),
         }
-        if self.spectral is None:
-            del values["spectral"]
+        for name in NEWER_FIELDS:
+            if values[name] is None:
+                del values[name]
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -136,7 +141,7 @@ class Manifest:
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise BundleError(f"{file}: expected the format {FORMAT!r}, given something else")
         version = values.pop("format_version", None)
-        wanted = POLYNOMIAL_VERSION if values.get("spectral") is not None else FORMAT_VERSION
+        wanted = _version(values)
         if type(version) is not int or version != wanted:
             raise BundleError(
                 f"{file}: expected format version {wanted}, given {version}; update with "
@@ -146,7 +151,7 @@ class Manifest:
 
     @classmethod
     def _from_values(cls, file: Path, values: dict[str, Any]) -> Self:
-        values = {"spectral": None, **values}
+        values = {**dict.fromkeys(NEWER_FIELDS), **values}
         expected = {item.name for item in fields(cls)}
         if set(values) != expected:
             missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
@@ -203,11 +208,18 @@ class Manifest:
             "compute_capabilities: expected such as 8.9 or 8.0+": any(
                 re.fullmatch(r"\d+\.\d\+?", capability) is None for capability in self.compute_capabilities
             ),
+            "reads: expected names": self.reads is not None
+            and not (self.reads and all(isinstance(name, str) for name in self.reads.values())),
             "platform: expected text": not all(isinstance(value, str) for value in self.platform.values()),
         }
         for problem, present in problems.items():
             if present:
                 raise BundleError(f"{file}: malformed ({problem})")
+
+
+def _version(values: dict[str, Any]) -> int:
+    """The oldest format that has what a manifest says."""
+    return max([FORMAT_VERSION, *(v for name, v in NEWER_FIELDS.items() if values.get(name) is not None)])
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -216,6 +228,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "float | None": (float, int, type(None)),
     "str | None": (str, type(None)),
+    "dict[str, str] | None": (dict, type(None)),
     "dict": (dict,),
     "tuple": (tuple,),
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.hot_path.prepared import PreparedNoise
+from npnet_runtime.inputs.texts import Prompt
 
 GivenLatents = Literal["golden", "as-is"]
 """What becomes of noise that the caller of a pipeline passes as `latents`."""
@@ -20,7 +21,7 @@ class Golden(Protocol):
     bundle: EngineBundle
     device: torch.device
 
-    def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor) -> Tensor:
+    def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor | Prompt) -> Tensor:
         """Golden noise (B, C, H, W) of noise and the embeddings of its prompts."""
 
     def prepare(self, noise: Tensor) -> PreparedNoise:
@@ -29,5 +30,5 @@ class Golden(Protocol):
     def shares_engine(self, other: object) -> bool:
         """Whether both are one loaded engine."""
 
-    def check_shapes(self, noise: tuple[int, ...], prompt_embeds: tuple[int, ...]) -> None:
-        """Check the shapes of a call ahead of it."""
+    def check_shapes(self, noise: tuple[int, ...], prompt_embeds: Tensor | Prompt) -> None:
+        """Check the noise's shape and the prompt of a call ahead of it."""

@@ -47,8 +47,8 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that does its work and then gives the noise back: images are those of the plain pipeline."""
     original = GoldenNoise.__call__
 
-    def unchanged(self: GoldenNoise, noise: Any, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        made = original(self, noise, prompt_embeds)
+    def unchanged(self: GoldenNoise, noise: Any, prompt_embeds: Any, **options: Any) -> torch.Tensor:
+        made = original(self, noise, prompt_embeds, **options)
         source = noise if isinstance(noise, torch.Tensor) else noise.noise
         assert made.shape == source.shape
         assert not torch.equal(made, source)

@@ -47,7 +47,7 @@ class TestAttach:
     def test_packed_latents(self, golden: GoldenNoise) -> None:
         transformer = FluxTransformer2DModel(
             patch_size=1,
-            in_channels=16,
+            in_channels=64,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,

@@ -1,23 +1,27 @@
 """Attach golden noise to one pipeline object, and take it off again.
 
-A pipeline encodes its prompt (`encode_prompt`), then draws its noise and scales it for the scheduler
-(`prepare_latents`). An attached pipeline is given a subclass of its own class in which these two methods
-and `__call__` are wrapped, as `torch.nn.utils.parametrize` does with modules: the class in diffusers and
-every other pipeline stay as they are. Called on their own, the wrapped methods do what they always did.
+A pipeline encodes its prompt (`encode_prompt`), then draws its noise, packs it and scales it for the
+scheduler (`prepare_latents`). An attached pipeline is given a subclass of its own class in which these two
+methods and `__call__` are wrapped, as `torch.nn.utils.parametrize` does with modules: the class in diffusers
+and every other pipeline stay as they are. Called on their own, the wrapped methods do what they always did.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from npnet_runtime.errors import PipelineError
 from npnet_runtime.integrations.diffusers.call import Call
 from npnet_runtime.integrations.diffusers.checks import check_pipeline
-from npnet_runtime.integrations.diffusers.draw import Draw
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
 
 ATTRIBUTE = "_npnet_attachment"
@@ -29,6 +33,7 @@ class Attachment:
 
     golden: Golden
     given_latents: GivenLatents
+    kind: type[Call] = Call
     # one thread: a pipeline is in one call at a time
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "npnet-ahead"))
 
@@ -36,7 +41,7 @@ class Attachment:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Attachment, (self.golden, self.given_latents)  # a thread cannot be pickled
+        return Attachment, (self.golden, self.given_latents, self.kind)  # a thread cannot be pickled
 
 
 # Per thread and per nesting: a callback of one pipeline may call another.
@@ -46,16 +51,15 @@ _current: ContextVar[Call | None] = ContextVar("npnet_call", default=None)
 def attach(golden: Golden, pipe: Any, *, given_latents: GivenLatents = "golden") -> None:
     """Make every call of `pipe` start from golden noise.
 
-    The noise is drawn as the plain pipeline draws it, from the same random state, made golden for the
-    positive prompt, and handed to the pipeline, which multiplies it by its scheduler's
-    `init_noise_sigma`. Calls take and return what they did before.
+    The noise is drawn as the plain pipeline draws it, from the same random state, and made golden for the
+    positive prompt where it is drawn: packing, ids and scaling stay the pipeline's own. Calls take and return
+    what they did before.
 
     Args:
         golden: the engine. Any number of pipelines may share it.
-        pipe: a text-to-image pipeline of diffusers, such as `StableDiffusionXLPipeline`,
-            `HunyuanDiTPipeline`, `StableDiffusionPipeline` or their ControlNet variants.
-        given_latents: what becomes of noise that a caller passes as `latents`: `"golden"` makes it
-            golden as well, `"as-is"` leaves it alone.
+        pipe: a text-to-image pipeline of diffusers; docs/pipelines.md lists them.
+        given_latents: what becomes of noise that a caller passes as `latents`, packed as the pipeline takes
+            it or as it would be drawn: `"golden"` makes it golden as well, `"as-is"` leaves it alone.
 
     Raises:
         PipelineError: no such pipeline, one whose latents or text embeddings do not fit the network,
@@ -90,6 +94,24 @@ def detach(golden: Golden, pipe: Any) -> None:
     del pipe.__dict__[ATTRIBUTE]
 
 
+@contextmanager
+def attached_for(pipe: Any, kind: type[Call]) -> Iterator[None]:
+    """Calls of another kind, without an engine and on the CPU, for as long as the block runs."""
+    plain, attachment = type(pipe), _attachment(pipe)
+    (own,) = plain.__bases__ if attachment is not None else (plain,)
+    here = {"_execution_device": property(lambda self: torch.device("cpu"))}
+    pipe.__dict__[ATTRIBUTE] = Attachment(None, "golden", kind)  # type: ignore[arg-type]
+    pipe.__class__ = type(own.__name__, (_attached_class(own),), here)
+    try:
+        yield
+    finally:
+        pipe.__class__ = plain
+        if attachment is None:
+            del pipe.__dict__[ATTRIBUTE]
+        else:
+            pipe.__dict__[ATTRIBUTE] = attachment
+
+
 def _attachment(pipe: object) -> Attachment | None:
     return getattr(pipe, "__dict__", {}).get(ATTRIBUTE)
 
@@ -116,7 +138,7 @@ def _attached_class(plain: Any) -> type:
         attachment = _attachment(self)
         if attachment is None:  # made by this class, as `from_pipe` does: a plain pipeline
             return plain.__call__(self, *args, **kwargs)
-        call = Call(self, attachment.golden, attachment.given_latents)
+        call = attachment.kind(self, attachment.golden, attachment.given_latents)
         token = _current.set(call)
         try:
             call.begin(attachment.worker, args, kwargs)
@@ -128,27 +150,13 @@ def _attached_class(plain: Any) -> type:
     def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
         encoded = plain.encode_prompt(self, *args, **kwargs)
         if call := _call_of(self):
-            call.saw_prompt(encoded)
+            call.saw_prompt(encoded, sys._getframe(1))
         return encoded
 
-    def prepare_latents(
-        self: Any,
-        batch_size: int,
-        num_channels_latents: int,
-        height: int,
-        width: int,
-        dtype: Any,
-        device: Any,
-        generator: Any,
-        latents: Any = None,
-    ) -> Any:
+    def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
         if call := _call_of(self):
-            factor = self.vae_scale_factor
-            shape = (batch_size, num_channels_latents, int(height) // factor, int(width) // factor)
-            latents = call.latents(Draw(shape, dtype, device, generator), latents)
-        return plain.prepare_latents(
-            self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents
-        )
+            return call.prepare(plain.prepare_latents, args, kwargs)
+        return plain.prepare_latents(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: Any) -> tuple[Any, ...]:
         # By the plain class: this one cannot be found under its name.

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from npnet_runtime.errors import PipelineError
+from npnet_runtime.inputs.checks import check_tensor
+from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.ahead import Ahead
-from npnet_runtime.integrations.diffusers.checks import ELSEWHERE, check_device, denoiser
+from npnet_runtime.integrations.diffusers.checks import check_device, denoiser, planar
 from npnet_runtime.integrations.diffusers.draw import Draw
+from npnet_runtime.integrations.diffusers.reading import NEGATIVE, default_reads, prompt_from, reading_of
+from npnet_runtime.integrations.diffusers.redrawing import Once, redrawn, unpacked
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
+from npnet_runtime.networks.npnet_config import NPNetConfig
 
 
 class Call:
@@ -30,23 +36,27 @@ class Call:
         self.pipe = pipe
         self._golden = golden
         self._given_latents = given_latents
-        self._prompt_embeds: Any = None
+        self._reading = reading_of(type(pipe))
+        self._arguments: dict[str, Any] = {}
+        self.encoded: dict[str, Any] = {}
         self._foreseen: Draw | Tensor | None = None
         self._ahead: Ahead | None = None
 
     def begin(self, worker: ThreadPoolExecutor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin the spectral half of the noise before the prompt is encoded, if the noise can be foreseen.
 
-        What is begun counts only if the pipeline then draws that very noise: see `latents`.
+        What is begun counts only if the pipeline then draws that very noise: see `draw`.
         """
         try:
             pipeline: Any = type(self.pipe)
-            given = _signature(pipeline).bind(self.pipe, *args, **kwargs).arguments
+            self._arguments = _signature(pipeline).bind(self.pipe, *args, **kwargs).arguments
         except TypeError:
             return  # wrong arguments: the pipeline says so itself
-        latents = given.get("latents")
+        if not isinstance(self._golden.bundle.manifest.config, NPNetConfig):
+            return  # another kind of network has nothing to begin with
+        latents = self._arguments.get("latents")
         if latents is None:
-            self._foreseen = self._foresee(given)
+            self._foreseen = self._foresee(self._arguments)
         elif isinstance(latents, Tensor) and self._given_latents == "golden":
             self._foreseen = latents
         if self._foreseen is not None:
@@ -54,45 +64,84 @@ class Call:
             noise = draw.peek() if isinstance(draw, Draw) else draw.to(self._golden.device)
             self._ahead = Ahead(self._golden, noise, worker)
 
-    def saw_prompt(self, encoded: Any) -> None:
-        """Take the positive embeddings from what the first `encode_prompt` of the call returned.
+    def saw_prompt(self, encoded: Any, caller: FrameType | None) -> None:
+        """Keep what `encode_prompt` returned, by the names that the pipeline gives it; the first of each."""
+        names = self._reading.names_at(caller)
+        values = encoded if isinstance(encoded, tuple) and len(names) > 1 else (encoded,)
+        for name, value in zip(names, values, strict=False):
+            if not name.startswith(NEGATIVE):
+                self.encoded.setdefault(name, value)
 
-        Hunyuan-DiT encodes twice, for CLIP and then for T5: its network reads CLIP.
-        """
-        if self._prompt_embeds is None:
-            self._prompt_embeds = encoded[0] if isinstance(encoded, tuple) else encoded
-
-    def latents(self, draw: Draw, given: Any) -> Any:
-        """The golden noise that the pipeline is to take for its `latents`.
-
-        Args:
-            draw: the noise that the plain pipeline would draw now.
-            given: the `latents` that it was passed instead, or None.
+    def prompt(self) -> Prompt:
+        """What the network reads of the positive prompt: encoded in this call, or passed to it.
 
         Raises:
-            PipelineError: the pipeline runs on another device than the engine, or encoded no prompt.
+            PipelineError: there is no such thing.
+        """
+        reads = self._golden.bundle.manifest.reads or default_reads(
+            self._reading, self._golden.bundle.manifest.config
+        )
+        values = {name: self._arguments.get(name) for name in reads.values()} | self.encoded
+        return prompt_from(values, reads, type(self.pipe).__name__)
+
+    def prepare(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the pipeline's own `prepare_latents` with golden noise where it draws.
+
+        Args:
+            method: the plain one.
+            args: as the pipeline passes them, without itself.
+            kwargs: likewise.
+
+        Raises:
+            PipelineError: the pipeline runs on another device than the engine, encoded no prompt, or does not
+                draw once.
             InputError: a shape or a prompt that the engine cannot take; no random number was drawn.
         """
+        bound = inspect.signature(method).bind(self.pipe, *args, **kwargs)
+        given = bound.arguments.get("latents")
         if given is not None and self._given_latents == "as-is":
-            return given
-        if given is None and draw.miscounted:
-            return None  # a wrong number of generators: the pipeline says so itself
-        check_device(draw.device, self._golden.device)
-        if not isinstance(self._prompt_embeds, Tensor):
-            raise PipelineError(
-                f"{type(self.pipe).__name__}: expected prompt embeddings from encode_prompt before the noise "
-                f"is drawn, given {type(self._prompt_embeds).__name__}; {ELSEWHERE}"
-            )
+            return method(self.pipe, *args, **kwargs)
+        if given is not None and not isinstance(given, Tensor):
+            check_tensor("noise", given)
+        bound.arguments["latents"] = None
+
+        def prepared(draw: Callable[..., Tensor]) -> Any:
+            once = Once(draw)
+            result = redrawn(method, once)(*bound.args, **bound.kwargs)
+            once.require(type(self.pipe).__name__)
+            return result
+
         if given is None:
-            self._golden.check_shapes(draw.shape, tuple(self._prompt_embeds.shape))
-            foreseen = isinstance(self._foreseen, Draw) and draw.same_as(self._foreseen)
-            noise = draw.take()
-        else:
-            foreseen = given is self._foreseen
-            noise = given.to(draw.device) if isinstance(given, Tensor) else given
-        if foreseen and self._ahead is not None:
-            return self._golden(self._ahead.result(), self._prompt_embeds)
-        return self._golden(noise, self._prompt_embeds)
+            return prepared(self.draw)
+        check_device(bound.arguments.get("device", given.device), self._golden.device)
+        noise, _ = unpacked(given.to(self._golden.device), prepared)
+        return prepared(functools.partial(self._given, given, noise))
+
+    def draw(
+        self, shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
+    ) -> Tensor:
+        """In place of `randn_tensor`: the same noise, made golden."""
+        draw = Draw(tuple(shape), dtype or torch.float32, device or "cpu", generator)
+        planes = planar(draw.shape)
+        check_device(draw.device, self._golden.device)
+        prompt = self.prompt()
+        if not draw.miscounted:  # a wrong number of generators: the draw says so itself
+            self._golden.check_shapes(planes, prompt)
+        foreseen = isinstance(self._foreseen, Draw) and draw.same_as(self._foreseen)
+        noise = draw.take().reshape(planes)
+        ahead = self._ahead.result() if foreseen and self._ahead is not None else None
+        return self._golden(noise if ahead is None else ahead, prompt).reshape(draw.shape)
+
+    def _given(self, given: Tensor, noise: Tensor, shape: Any, dtype: Any = None, **_: Any) -> Tensor:
+        """In place of `randn_tensor`: noise that the caller passed, made golden."""
+        prompt = self.prompt()
+        foreseen = given is self._foreseen and self._ahead is not None and noise.shape == given.shape
+        made = (
+            self._ahead.result()
+            if foreseen and self._ahead is not None
+            else noise.reshape(planar(tuple(noise.shape)))
+        )
+        return self._golden(made, prompt).reshape(noise.shape).to(dtype)
 
     def end(self) -> None:
         """The call is over, or failed: leave nothing behind."""

@@ -2,47 +2,105 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import PipelineError
+from npnet_runtime.integrations.diffusers.reading import ENCODE, PREPARE, reading_of
+from npnet_runtime.integrations.diffusers.redrawing import DRAW, plain_function, redrawn
 from npnet_runtime.networks.registry import NetworkConfig
 
-# What diffusers' text-to-image pipelines copy from one another. Where it differs, the latents are made
-# from an image, are packed, or are a video's.
-PREPARE_LATENTS = (
+ELSEWHERE = "call golden(noise, prompt_embeds) and pass the result as latents instead"
+ENGINES = (
+    "attach an engine for this model: npnet-export --list shows those there are, "
+    "npnet-export --for MODEL --random-weights 0 makes one to try"
+)
+# What `prepare_latents` of a pipeline may take that starts from noise alone.
+CHANNELS = ("num_channels_latents", "num_latents_channels", "num_channels")
+SIDES = ("height", "width")
+_NOISE_ALONE = {
     "self",
     "batch_size",
-    "num_channels_latents",
-    "height",
-    "width",
+    *CHANNELS,
+    *SIDES,
+    "num_frames",
     "dtype",
     "device",
     "generator",
     "latents",
+}
+_NOISE_ALONE |= {"patch_size", "do_patching"}
+_OF_IMAGES = re.compile(
+    "Img2Img|Image2Image|Inpaint|Edit|Pix2Pix|Upscale|Variation|Refiner|Fill|Kontext|Redux|Layered|Zero|Cloze"
 )
-ELSEWHERE = "call golden(noise, prompt_embeds) and pass the result as latents instead"
+# Where a denoiser's configuration says how wide the embeddings are that it reads: the first there is.
+_TEXT_WIDTHS = ("caption_channels", "cap_feat_dim", "joint_attention_dim", "cross_attention_dim")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether calls of a class of pipelines can start from golden noise, and why not."""
+
+    supported: bool
+    reason: str = ""
+
+
+def judge(pipeline: type) -> Verdict:
+    """Whether calls of a class of pipelines can start from golden noise, by how it draws and encodes.
+
+    Args:
+        pipeline: a class of diffusers, or a user's own; nothing is made of it or called.
+    """
+    name = pipeline.__name__
+    prepare = getattr(pipeline, PREPARE, None)
+    arguments = inspect.signature(pipeline.__call__).parameters
+    if "prompt" not in arguments:
+        return Verdict(False, "takes no prompt")
+    image = arguments.get("image")
+    if _OF_IMAGES.search(name) or (image is not None and image.default is inspect.Parameter.empty):
+        return Verdict(False, "changes or continues an image")
+    if "num_frames" in arguments or "Video" in name:
+        return Verdict(False, "makes a video")
+    if prepare is None:
+        return Verdict(False, f"has no {PREPARE}")
+    parameters = tuple(inspect.signature(prepare).parameters)
+    foreign = [parameter for parameter in parameters if parameter not in _NOISE_ALONE]
+    if foreign or not {*SIDES} <= {*parameters}:
+        what = f"takes {', '.join(foreign)}" if foreign else "knows no height and width"
+        return Verdict(False, f"does not start from noise alone: its {PREPARE} {what}")
+    function = plain_function(prepare)
+    if function is None or DRAW not in function.__code__.co_names:
+        return Verdict(False, f"its {PREPARE} does not draw by {DRAW}")
+    reading = reading_of(pipeline)
+    encodes, prepares = reading.of(ENCODE), reading.of(PREPARE)
+    if not encodes or not reading.positive():
+        return Verdict(False, f"its call takes no embeddings from {ENCODE}")
+    if not prepares or prepares[0].first_line < encodes[0].first_line:
+        return Verdict(False, "draws its noise before it encodes its prompt")
+    return Verdict(True)
 
 
 def denoiser(pipe: Any) -> Any:
-    """The network that removes the noise: `pipe.unet` or `pipe.transformer`."""
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    """The network that removes the noise: `pipe.unet` or `pipe.transformer`; None if there is neither."""
+    unet = getattr(pipe, "unet", None)
+    return getattr(pipe, "transformer", None) if unet is None else unet
 
 
 def check_pipeline(pipe: Any, config: NetworkConfig) -> None:
     """Check that `pipe` starts from noise, and reads text, of the shapes of the network.
 
     Raises:
-        PipelineError: it does not.
+        PipelineError: it does not; all that differs in one message.
     """
     name = type(pipe).__name__
-    methods = ("encode_prompt", "prepare_latents", "vae_scale_factor", "scheduler", "_execution_device")
-    lacking = [method for method in methods if not hasattr(pipe, method)]
-    if not lacking and not (hasattr(pipe, "unet") or hasattr(pipe, "transformer")):
-        lacking = ["unet or transformer"]
+    lacking = [method for method in (ENCODE, PREPARE) if not hasattr(pipe, method)]
     if isinstance(pipe, type) or lacking:
         what = (
             f"the class {pipe.__name__}" if isinstance(pipe, type) else f"{name}, which has no {lacking[0]}"
@@ -50,25 +108,90 @@ def check_pipeline(pipe: Any, config: NetworkConfig) -> None:
         raise PipelineError(
             f"pipe: expected a text-to-image pipeline of diffusers, given {what}; {ELSEWHERE}"
         )
-    parameters = tuple(inspect.signature(type(pipe).prepare_latents).parameters)
-    if parameters != PREPARE_LATENTS:
+    verdict = judge(type(pipe))
+    if not verdict.supported:
         raise PipelineError(
-            f"pipe: expected a pipeline that starts from noise alone, given {name}, whose prepare_latents "
-            f"takes {', '.join(parameters[1:])}; {ELSEWHERE}"
+            f"pipe: expected a pipeline that starts from noise alone, given {name}, which {verdict.reason}; "
+            f"{ELSEWHERE}"
         )
-    shapes = denoiser(pipe).config
-    channels = getattr(shapes, "in_channels", None)
-    if channels != config.latent_channels:
+    differing = []
+    drawn = drawn_shape(pipe)
+    if drawn is not None and drawn[1] != config.latent_channels:
+        differing.append(f"noise of {config.latent_channels} channels, given {name} with {drawn[1]}")
+    width = text_width(pipe)
+    if width not in (None, config.text_dim):
+        differing.append(f"text embeddings of width {config.text_dim}, given {name} with {width}")
+    if differing:
         raise PipelineError(
-            f"pipe: expected noise of {config.latent_channels} channels, which the network was trained for, "
-            f"given {name} with {channels}; attach an engine for this model (npnet-export --list)"
+            f"pipe: expected what the network was trained for: {'; and '.join(differing)}; {ENGINES}"
         )
-    width = getattr(shapes, "cross_attention_dim", None)
-    if width != config.text_dim:
+
+
+def text_width(pipe: Any) -> int | None:
+    """Width of the embeddings that the denoiser reads, where its configuration says it."""
+    config = getattr(denoiser(pipe), "config", None)
+    found = (getattr(config, name, None) for name in _TEXT_WIDTHS)
+    return next((width for width in found if isinstance(width, int)), None)
+
+
+class _Seen(Exception):
+    """Ends a call at its draw."""
+
+
+def drawn_shape(pipe: Any, height: int = 1024, width: int = 1024) -> tuple[int, ...] | None:
+    """Shape (1, C, H, W) of the noise that a pipeline draws for an image of some pixels; None if unknown.
+
+    Its own `prepare_latents` is asked, which ends at the draw, with the channels that its own `__call__`
+    passes.
+    """
+    shapes: list[tuple[int, ...]] = []
+
+    def draw(shape: Any, **_: Any) -> Tensor:
+        shapes.append(planar(tuple(shape)))
+        raise _Seen
+
+    pipeline = type(pipe)
+    prepare = inspect.signature(getattr(pipeline, PREPARE)).parameters
+    given: dict[str, Any] = {"batch_size": 1, "height": height, "width": width, "num_frames": 1}
+    given |= {"dtype": torch.float32, "device": torch.device("cpu"), "generator": None, "latents": None}
+    try:
+        for name in prepare:
+            if name not in ("self", *given):
+                given[name] = _argument(pipe, name, [*prepare][1:])
+        redrawn(getattr(pipeline, PREPARE), draw)(pipe, **{n: v for n, v in given.items() if n in prepare})
+    except _Seen:
+        return shapes[0]
+    except Exception:  # another pipeline's code, run out of its order: there is no telling
+        return None
+    return None
+
+
+def _argument(pipe: Any, name: str, parameters: list[str]) -> Any:
+    """What the `__call__` of a pipeline passes to its `prepare_latents`, if that depends on nothing else."""
+    reading = reading_of(type(pipe))
+    call = reading.of(PREPARE)[0].call
+    nodes = dict(zip(parameters, call.args, strict=False))
+    nodes |= {word.arg: word.value for word in call.keywords if word.arg is not None}
+    node = nodes[name]
+    if isinstance(node, ast.Name):
+        node = reading.expressions[node.id]
+    names = plain_function(type(pipe).__call__).__globals__  # type: ignore[union-attr]
+    return eval(compile(ast.Expression(node), name, "eval"), names, {"self": pipe})  # the pipeline's own code
+
+
+def planar(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape of noise without the axes of length 1 behind its batch: (B, 1, C, H, W) is (B, C, H, W).
+
+    Raises:
+        PipelineError: it is no batch of planes.
+    """
+    kept = [side for side in shape[1:-2] if side != 1] or [1]
+    if len(shape) < 4 or len(kept) != 1:
         raise PipelineError(
-            f"pipe: expected text embeddings of width {config.text_dim}, which the network was trained for, "
-            f"given {name} with {width}; attach an engine for this model (npnet-export --list)"
+            f"expected a pipeline that draws noise (batch, channels, height, width), given one that draws "
+            f"{shape}; {ELSEWHERE}"
         )
+    return (shape[0], kept[0], *shape[-2:])
 
 
 def check_device(runs_on: torch.device, device: torch.device) -> None:

@@ -72,7 +72,7 @@ class GoldenNoiseStep(ModularPipelineBlocks):
             draw = Draw(shape, block.dtype or denoiser(components).dtype, device, block.generator)
             if draw.miscounted:
                 return components, state  # a wrong number of generators: the next step says so
-            self._golden.check_shapes(shape, tuple(block.prompt_embeds.shape))
+            self._golden.check_shapes(shape, block.prompt_embeds)
             noise = draw.take()
         block.latents = self._golden(noise.to(device), block.prompt_embeds)
         self.set_block_state(state, block)

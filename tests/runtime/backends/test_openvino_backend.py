@@ -142,9 +142,7 @@ def test_one_size_at_a_time(small_bundles: dict[str, EngineBundle], monkeypatch:
         return original(core, model, "CPU", options)
 
     monkeypatch.setattr(openvino.Core, "compile_model", compile_on_the_cpu)
-    monkeypatch.setattr(
-        "npnet_runtime.backends.openvino_backend.devices", lambda core: {"NPU": ("FP16", "FP32")}
-    )
+    monkeypatch.setattr("npnet_runtime.backends.openvino_backend.devices", lambda: {"NPU": ("FP16", "FP32")})
     on_npu = Compiled(bundle.read("prompt_half.onnx"), graph, "NPU", "fp32", 1)
     for batch in (1, 2, 1, 3):
         inputs = noise_and_prompts(SMALL, batch)

@@ -1,0 +1,116 @@
+"""What a pipeline draws and encodes, found by a call of it that ends where it draws its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npnet_runtime.errors import PipelineError
+from npnet_runtime.inputs.texts import Prompt
+from npnet_runtime.integrations.diffusers.attachment import attached_for
+from npnet_runtime.integrations.diffusers.call import Call
+from npnet_runtime.integrations.diffusers.checks import ELSEWHERE, judge, planar
+from npnet_runtime.integrations.diffusers.reading import prompt_from, reading_of
+from npnet_runtime.integrations.diffusers.redrawing import redrawn
+
+PROMPT = "a photo of a red cube and a blue ball on a wooden table"
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a pipeline draws and encodes.
+
+    Args:
+        noise: (C, H, W) of the noise of one image.
+        prompt: what it encodes of one prompt.
+        reads: by field of `Prompt`, the name that the pipeline has for it; also of what was None this time.
+    """
+
+    noise: tuple[int, int, int]
+    prompt: Prompt
+    reads: dict[str, str]
+
+
+class _Drawn(Exception):
+    """Ends a call where its noise is drawn."""
+
+    def __init__(self, shape: tuple[int, ...], values: dict[str, Any]) -> None:
+        super().__init__("the noise is drawn")
+        self.shape, self.values = shape, values
+
+
+class _Probe(Call):
+    """A call that ends at its draw."""
+
+    def begin(self, worker: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Nothing is begun."""
+
+    def prepare(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """End the call."""
+
+        def draw(shape: Any, **_: Any) -> Tensor:
+            raise _Drawn(tuple(shape), self.encoded)
+
+        return redrawn(method, draw)(self.pipe, *args, **kwargs)
+
+
+def probe(pipe: Any, **options: Any) -> Probed:
+    """Call a pipeline, and end the call where it draws its noise: text encoders run, the denoiser does not.
+
+    Its denoiser and its autoencoder may lie on the device `meta`, without weights.
+
+    Args:
+        pipe: a text-to-image pipeline of diffusers.
+        options: of its call beside the prompt, such as `height` and `width`; its own defaults for the rest.
+
+    Raises:
+        PipelineError: golden noise cannot be attached to such a pipeline, or it encodes nothing that a
+            network reads.
+    """
+    verdict = judge(type(pipe))
+    if not verdict.supported:
+        raise PipelineError(
+            f"{type(pipe).__name__}: expected a pipeline that starts from noise alone, given one that "
+            f"{verdict.reason}; {ELSEWHERE}"
+        )
+    try:
+        with attached_for(pipe, _Probe), torch.no_grad():
+            pipe(**{"prompt": PROMPT} | options)
+    except _Drawn as drawn:
+        _, channels, height, width = planar(drawn.shape)
+        reads = _roles(reading_of(type(pipe)).positive(), drawn.values)
+        prompt = prompt_from(drawn.values, reads, type(pipe).__name__)
+        return Probed((channels, height, width), prompt, reads)
+    raise PipelineError(f"{type(pipe).__name__}: its call drew no noise")
+
+
+def _roles(names: list[str], values: dict[str, Any]) -> dict[str, str]:
+    """Which of the encoded values a network can read, and as what, by what they look like.
+
+    Args:
+        names: of the positive prompt's values, in order.
+        values: of these.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        value = values.get(name)
+        parts = value if isinstance(value, list) and value else [value]
+        dims = {part.dim() if isinstance(part, Tensor) else 0 for part in parts}
+        masks = "mask" in name or (isinstance(value, Tensor) and not value.is_floating_point())
+        if name.endswith("ids"):
+            continue  # of positions
+        if masks and (value is None or dims == {2}):
+            role = "mask" if "mask" not in found else "second_mask"
+        elif dims == ({2} if isinstance(value, list) else {3}):
+            role = "embeds" if "embeds" not in found else "second_embeds"
+        elif dims == {2} and isinstance(value, Tensor) and len(value) == 1:
+            role = "pooled"
+        else:
+            continue
+        found.setdefault(role, name)
+    if "second_embeds" not in found or isinstance(values.get(found["second_embeds"]), list):
+        found = {role: name for role, name in found.items() if not role.startswith("second")}
+    return found or {"embeds": "prompt_embeds"}

@@ -1,0 +1,151 @@
+"""What a pipeline calls the values that its `encode_prompt` returns, read in its own `__call__`.
+
+No two families return the same: embeddings and negative ones, masks between or behind them, pooled ones,
+lists. But each pipeline gives them names where it takes them,
+
+    prompt_embeds, prompt_attention_mask, negative_prompt_embeds, ... = self.encode_prompt(...)
+
+and these names say which are of the positive prompt and what they are; they are the ones a bundle records.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import Tensor
+
+from npnet_runtime.errors import PipelineError
+from npnet_runtime.inputs.texts import Prompt
+from npnet_runtime.networks.any_size_config import AnySizeConfig
+from npnet_runtime.networks.registry import NetworkConfig
+
+ENCODE, PREPARE = "encode_prompt", "prepare_latents"
+NEGATIVE = ("negative", "neg_", "uncond", "base_", "_")
+ROLES = ("embeds", "mask", "pooled", "second_embeds", "second_mask")
+"""What a network may read of a prompt: the fields of `Prompt`."""
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A statement of `__call__` that takes what a method returns: its lines, the names, the arguments."""
+
+    method: str
+    first_line: int
+    last_line: int
+    names: tuple[str, ...]
+    call: ast.Call
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The statements of a `__call__` that encode the prompt and prepare the latents, in order.
+
+    `expressions` has what its other names stand for, where they are assigned.
+    """
+
+    code: CodeType | None
+    statements: tuple[Assigned, ...]
+    expressions: Mapping[str, ast.expr]
+
+    def of(self, method: str) -> list[Assigned]:
+        """Those that call a method."""
+        return [statement for statement in self.statements if statement.method == method]
+
+    def names_at(self, frame: FrameType | None) -> tuple[str, ...]:
+        """The names that take what a method returns which was called in a frame; empty if there are none."""
+        while frame is not None and frame.f_code is not self.code:
+            frame = frame.f_back
+        if frame is None:
+            return ()
+        line = frame.f_lineno
+        return next((s.names for s in self.statements if s.first_line <= line <= s.last_line), ())
+
+    def positive(self) -> list[str]:
+        """Names of what is encoded of the positive prompt, in order."""
+        return [name for s in self.of(ENCODE) for name in s.names if not name.startswith(NEGATIVE)]
+
+    def roles(self) -> dict[str, str]:
+        """What a network reads that is not told otherwise: by field of `Prompt`, the name of the value."""
+        names = self.positive()
+        texts = [n for n in names if "embed" in n and "pooled" not in n and "mask" not in n] or names[:1]
+        masks = [n for n in names if "mask" in n]
+        pooled = [n for n in names if "pooled" in n]
+        found = dict(zip(("embeds", "second_embeds"), texts, strict=False))
+        found |= dict(zip(("mask", "second_mask") if len(texts) > 1 else ("mask",), masks, strict=False))
+        return found | dict(zip(("pooled",), pooled, strict=False))
+
+
+def default_reads(reading: Reading, config: NetworkConfig) -> dict[str, str]:
+    """What a network reads of a pipeline's prompt where its bundle does not say: see `Manifest.reads`."""
+    roles = reading.roles()
+    wanted = ("embeds", "mask", *config.optional_inputs) if isinstance(config, AnySizeConfig) else ("embeds",)
+    return {role: roles[role] for role in wanted if role in roles} or {"embeds": "prompt_embeds"}
+
+
+def reading_of(pipeline: type) -> Reading:
+    """What the `__call__` of a class of pipelines does with its prompt; nothing where it cannot be read."""
+    return _read(inspect.unwrap(pipeline.__call__))
+
+
+@functools.cache
+def _read(call: Any) -> Reading:
+    code = getattr(call, "__code__", None)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(call)))
+    except (OSError, TypeError, SyntaxError):
+        return Reading(code, (), {})
+    expressions = {
+        node.targets[0].id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return Reading(code, tuple(_assigned(tree, code.co_firstlineno - 1 if code else 0)), expressions)
+
+
+def _assigned(tree: ast.AST, before: int) -> Iterator[Assigned]:
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    for node in sorted(found, key=lambda node: node.lineno):
+        call, target = node.value, node.targets[0]
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        if ast.unparse(call.func.value) == "self" and call.func.attr in (ENCODE, PREPARE):
+            targets = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+            names = tuple(item.id if isinstance(item, ast.Name) else "_" for item in targets)
+            last = before + (node.end_lineno or node.lineno)
+            yield Assigned(call.func.attr, before + node.lineno, last, names, call)
+
+
+def prompt_from(values: Mapping[str, Any], reads: Mapping[str, str], pipeline: str) -> Prompt:
+    """The positive prompt of a call.
+
+    Args:
+        values: what was encoded, or passed by the caller, by the name that the pipeline has for it.
+        reads: of these, what the network reads: by field of `Prompt`.
+        pipeline: its name, for errors.
+
+    Raises:
+        PipelineError: there is no such value, or it is none that a network reads.
+    """
+    taken: dict[str, Any] = {}
+    for role, name in reads.items():
+        value = values.get(name)
+        if value is None and role.endswith("mask"):
+            continue  # all are tokens
+        if (
+            isinstance(value, list) and role == "embeds" and all(isinstance(part, Tensor) for part in value)
+        ) or isinstance(value, Tensor):
+            taken[role] = value
+        else:
+            known = ", ".join(name for name, found in values.items() if found is not None) or "nothing"
+            raise PipelineError(
+                f"{pipeline}: expected prompt embeddings from encode_prompt before the noise is drawn, "
+                f"by the name of {name}, given {type(value).__name__}; this call has {known}"
+            )
+    return Prompt(**taken).padded()
