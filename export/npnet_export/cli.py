@@ -21,8 +21,10 @@ from npnet_export.cli_options import export_parser, inspect_parser, repro_parser
 from npnet_export.engines import ENGINES
 from npnet_export.errors import ExportError
 from npnet_export.fixture import Fixture, FixtureResult, verify_fixture
+from npnet_export.for_pipeline import Sizes, config_for, load_for_probe
 from npnet_export.inspection import inspect
 from npnet_export.layers import debug_layers
+from npnet_export.needs import check_needs
 from npnet_export.repro import SCRIPT, write_repro
 from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
@@ -153,16 +155,20 @@ def _repro(arguments: list[str]) -> int:
 
 
 def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ExportSettings:
-    if options.model is None and options.weights is None:
+    _check_pipeline_options(parser, options)
+    if options.model is None and options.weights is None and options.pipeline is None:
         parser.error("--model is required (see --list), or --weights with a checkpoint that says its shapes")
     model = get_model(options.model) if options.model else None
-    name = model.name if model else Path(options.weights).stem
+    name = model.name if model else Path(options.weights or options.pipeline).stem
     engine, precision, why = options.engine, options.precision or "fp32", None
     if engine == AUTO:
         choice = choose_engine_here(resolve_device(options.device), options.precision)
         engine, precision, why = choice.engine, choice.precision, str(choice)
+    weights = WeightsRequest(model, options.weights, options.random_weights, options.offline)
+    if options.pipeline is not None:
+        weights = _for_pipeline(options)
     return ExportSettings(
-        weights=WeightsRequest(model, options.weights, options.random_weights, options.offline),
+        weights=weights,
         output=(options.output or Path("engines") / name).expanduser(),
         name=name,
         engine=engine,
@@ -184,6 +190,37 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         spectral=options.spectral,
         spectral_tolerance=options.spectral_tolerance,
         chosen=why,
+    )
+
+
+def _check_pipeline_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.pipeline is None:
+        own = ("size", "least_side", "most_side", "most_tokens")
+        given = [f"--{name.replace('_', '-')}" for name in own if getattr(options, name) is not None]
+        if given:
+            parser.error(f"{given[0]} belongs to --for PIPELINE")
+    elif options.model is not None or options.weights is not None:
+        parser.error("--for looks at a pipeline and makes shapes; leave out --model and --weights")
+    elif options.random_weights is None:
+        parser.error(
+            "--for makes shapes, and there are no weights of them: add --random-weights 0 to try the engine, "
+            "or train some with npnet-train and give them as --weights"
+        )
+
+
+def _for_pipeline(options: argparse.Namespace) -> WeightsRequest:
+    sizes = Sizes(options.size, options.least_side, options.most_side, options.most_tokens)
+    engine = "torch" if options.engine == AUTO else options.engine
+    check_needs(engine, verify=not options.no_verify, downloads=False)
+    Stages(quiet=options.quiet)(f"looking at {options.pipeline}")
+    config, reads = config_for(load_for_probe(options.pipeline, offline=options.offline), sizes)
+    return WeightsRequest(
+        None,
+        random_seed=options.random_weights,
+        offline=options.offline,
+        shapes=config,
+        reads=reads,
+        made_for={"for": options.pipeline} | ({"size": "x".join(map(str, sizes.size))} if sizes.size else {}),
     )
 
 

@@ -19,6 +19,8 @@ from npnet_runtime.bundles.manifest import PRECISIONS
 
 EXAMPLES = """\
 examples:
+  npnet-export --for Tongyi-MAI/Z-Image-Turbo --random-weights 0
+                                                     for any pipeline of diffusers, to try what it costs
   npnet-export --model sdxl                          download the released weights, write engines/sdxl
   npnet-export --model sdxl --weights sdxl.pth       from a checkpoint: .pth or .safetensors
   npnet-export --model sdxl --random-weights 0       without a checkpoint, to try the pipeline
@@ -59,6 +61,7 @@ def export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(all_models())}")
     _add_weights(parser, "the model's")
+    _add_pipeline(parser.add_argument_group("engines for any pipeline, with random weights to try them"))
     parser.add_argument(
         "--engine", choices=(*ENGINES, AUTO), default="onnxruntime", help="default: %(default)s"
     )
@@ -100,6 +103,31 @@ def export_parser() -> argparse.ArgumentParser:
         TARGET_OPTION, metavar="NAME", help="CPU, GPU, GPU.1, NPU: where it computes; default: CPU"
     )
     return parser
+
+
+def _add_pipeline(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--for", dest="pipeline", metavar="PIPELINE", help="folder, hub repository or model of --list"
+    )
+    group.add_argument(
+        "--network",
+        choices=("prompt-attention",),
+        default="prompt-attention",
+        help="kind of network; default: %(default)s, for any size and prompt",
+    )
+    group.add_argument(
+        "--size", metavar="HxW", type=_size, help="of the images it is tuned for; default: the pipeline's"
+    )
+    group.add_argument("--least-side", metavar="N", type=_positive, help="smallest side of the noise")
+    group.add_argument("--most-side", metavar="N", type=_positive, help="largest side of the noise")
+    group.add_argument("--most-tokens", metavar="N", type=_positive, help="most tokens of a prompt")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected height and width such as 832x1216, given {text!r}")
+    return int(height), int(width)
 
 
 def _add_builder_options(group: argparse._ArgumentGroup) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class WeightsRequest:
         offline: use the hub's cache only.
         shapes: of a network with random weights that is no registered model's.
         reads: what it reads of a pipeline's prompt; see `Manifest.reads`.
-        pipeline: what `--for` named.
+        made_for: the pipeline that `--for` named, and the size; for the manifest.
     """
 
     model: ModelSpec | PackagedModel | None
@@ -54,7 +54,7 @@ class WeightsRequest:
     offline: bool = False
     shapes: NetworkConfig | None = None
     reads: dict[str, str] | None = None
-    pipeline: str | None = None
+    made_for: dict[str, str] = field(default_factory=dict)
 
     @property
     def description(self) -> str:
@@ -85,11 +85,10 @@ class WeightsRequest:
         config = self.config()
         if self.random_seed is not None and config is not None:
             network = network_from_state(config, random_state(config, self.random_seed))
-            named = {} if self.pipeline is None else {"for": self.pipeline}
-            return network, {"source": "random", "random_seed": self.random_seed, **named}
-        path, fetched = self._fetch()
+            return network, {"source": "random", "random_seed": self.random_seed, **self.made_for}
+        path, named = self._fetch()
         read = checkpoint.read(path, config)
-        return read.network(), {**fetched, "form": read.form, "sha256": read.sha256}
+        return read.network(), {**named, "form": read.form, "sha256": read.sha256}
 
     def check(self) -> None:
         """Find out what can be known without loading them.

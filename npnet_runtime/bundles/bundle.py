@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from npnet_runtime.bundles.manifest import FILENAME, BundleFile, Manifest
 from npnet_runtime.errors import BundleError
 from npnet_runtime.files import atomic_directory, sha256
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.weights.models import MODELS
 from npnet_runtime.weights.packaged import PACKAGED
 
@@ -93,6 +94,7 @@ class EngineBundle:
             "--max-batch": manifest.max_batch,
             "--spectral": "polynomial" if manifest.spectral else None,
             "--spectral-tolerance": manifest.spectral.tolerance if manifest.spectral else None,
+            **_for_pipeline(manifest),
             **manifest.build_options,
             "--output": self.path,
         }
@@ -101,6 +103,19 @@ class EngineBundle:
 
     def _remedy(self) -> str:
         return f"write it again with: {self.rebuild_command()}"
+
+
+def _for_pipeline(manifest: Manifest) -> dict[str, Any]:
+    config = manifest.config
+    if "for" not in manifest.weights or not isinstance(config, AnySizeConfig):
+        return {}
+    return {
+        "--for": manifest.weights["for"],
+        "--size": manifest.weights.get("size"),
+        "--least-side": config.least_side,
+        "--most-side": config.most_side,
+        "--most-tokens": config.most_tokens,
+    }
 
 
 @contextmanager

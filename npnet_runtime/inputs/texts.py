@@ -41,11 +41,11 @@ class Prompt:
     second_embeds: Tensor | None = None
     second_mask: Tensor | None = None
 
-    def given(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors by the names of the arguments of a call."""
+    def given(self) -> Iterator[tuple[str, Any]]:
+        """What there is, by the names of the arguments of a call."""
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, Tensor):
+            if value is not None:
                 yield "prompt_embeds" if item.name == "embeds" else item.name, value
 
     def to(self, device: torch.device) -> Prompt:
@@ -124,6 +124,8 @@ def check_prompt(
     """
     optional = set(config.optional_inputs) if isinstance(config, AnySizeConfig) else set()
     given = dict(prompt.given())
+    for name, value in given.items():
+        check_tensor(name, value)
     allowed = {"prompt_embeds", *optional} | ({"mask"} if isinstance(config, AnySizeConfig) else set())
     if unread := sorted(set(given) - allowed):
         raise InputError(
@@ -153,7 +155,6 @@ def check_prompt(
         if name not in given:
             continue
         tensor = given[name]
-        check_tensor(name, tensor)
         if tuple(tensor.shape) != shape or tensor.device != device or tensor.is_complex():
             raise InputError(
                 f"{name}: expected real numbers of shape {shape} on {device}, as prompt_embeds has it, given "

@@ -26,7 +26,7 @@ from npnet_runtime.backends.aoti_backend import AotiBackend
 from npnet_runtime.backends.machine import this_platform
 from npnet_runtime.bundles.bundle import write_bundle
 from npnet_runtime.errors import BundleError, InputError
-from npnet_runtime.networks.graphs import graphs
+from npnet_runtime.networks.graphs import Graph, graphs
 from npnet_runtime.weights.models import MODELS
 from support.networks import noise_and_prompts
 
@@ -178,6 +178,8 @@ def test_a_failed_build_names_what_it_needs(
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: torch.ones(*shape))
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fails)
     with pytest.raises(ExportError, match="apt install g\\+\\+") as caught:
-        compile_package(torch.nn.Identity(), ((3,),), 2, torch.device(device), tmp_path / "x.pt2")
+        compile_package(
+            torch.nn.Identity(), Graph({"x": (3,)}, {"y": (3,)}), 2, torch.device(device), tmp_path / "x.pt2"
+        )
     for said in ("CUDA_HOME", "nvidia-cuda-runtime", "-lcuda"):
         assert (said in str(caught.value)) is named

@@ -32,6 +32,7 @@ from npnet_runtime.backends.tensorrt_backend import TensorRTBackend, check_profi
 from npnet_runtime.backends.tensorrt_module import import_tensorrt, new_log
 from npnet_runtime.bundles.bundle import write_bundle
 from npnet_runtime.errors import BackendError, BundleError
+from npnet_runtime.networks.graphs import graphs
 from npnet_runtime.weights.models import MODELS
 from support.networks import SMALL
 
@@ -257,8 +258,7 @@ class TestProfile:
         )
 
     def check(self, bundle: EngineBundle, engine: SimpleNamespace) -> None:
-        expected = {"noise": SMALL.latent_shape, "prompt_embeds": SMALL.text_shape}
-        check_profile(bundle, PROMPT_HALF, engine, expected)
+        check_profile(bundle, PROMPT_HALF, engine, graphs(SMALL)["prompt_half"])
 
     def test_covers_the_batches(self, bundle: EngineBundle) -> None:
         self.check(bundle, self.engine(3))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,10 @@ from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import InputError, PipelineError
 from npnet_runtime.integrations.diffusers.checks import drawn_shape, judge
 from npnet_runtime.integrations.diffusers.probing import probe
+from npnet_runtime.integrations.diffusers.survey import survey, table
 from npnet_runtime.networks.any_size_config import AnySizeConfig
 from support.flow_pipelines import DRAWN, FLOWS, OPTIONS, SIZE
+from support.pipelines import PIPELINES
 
 Run = Callable[..., Any]
 PROMPT = "a red cat"
@@ -304,3 +307,46 @@ def test_a_pipeline_that_nobody_wrote_code_for(tmp_path: Path) -> None:
     embeds, pooled, _ = FluxPipeline.encode_prompt(pipe, PROMPT, None, "cpu", max_sequence_length=24)
     expected = golden(noise, embeds, pooled=pooled, mask=torch.ones(1, 24, dtype=torch.bool)) * 3.0
     assert torch.equal(made[:, 0], expected * embeds.mean())
+
+
+class TestSurvey:
+    """Every class that diffusers exports: supported, or refused with a reason."""
+
+    def test_all_classes(self) -> None:
+        found = {surveyed.name: surveyed.verdict for surveyed in survey()}
+        assert len(found) > 200
+        assert all(verdict.supported or verdict.reason for verdict in found.values())
+        run = {type(make()).__name__ for make in (PIPELINES | FLOWS).values()}
+        assert len(run) == 12
+        assert all(found[name].supported for name in run)
+        for name, verdict in found.items():
+            if verdict.supported:
+                assert not any(
+                    word in name for word in ("Img2Img", "Inpaint", "Video", "Audio", "Upscale")
+                ), name
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("StableDiffusionXLImg2ImgPipeline", "changes or continues an image"),
+            ("FluxFillPipeline", "changes or continues an image"),
+            ("WanPipeline", "makes a video"),
+            ("StableCascadeCombinedPipeline", "has no prepare_latents"),
+            ("Kandinsky3Pipeline", "its prepare_latents takes shape, scheduler"),
+            ("StableAudioPipeline", "does not start from noise alone"),
+            ("DDPMPipeline", "takes no prompt"),
+            ("DreamLitePipeline", "draws its noise before it encodes its prompt"),
+            ("OmniGenPipeline", "takes no embeddings from encode_prompt"),
+        ],
+    )
+    def test_reasons(self, name: str, reason: str) -> None:
+        verdict = judge(getattr(diffusers, name))
+        assert not verdict.supported
+        assert reason in verdict.reason
+
+    def test_the_document_lists_them(self) -> None:
+        document = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+        listed = document.split("<!-- table -->\n")[1].split("<!-- end of table -->")[0]
+        if f"With diffusers {diffusers.__version__}," not in listed:
+            pytest.skip("the document lists those of another diffusers")
+        assert listed == table(), "python -m npnet_runtime.integrations.diffusers prints it anew"

@@ -179,12 +179,12 @@ class TestCall:
         self, golden: GoldenNoise, sdxl: Any, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A pipeline that draws its noise before it encodes its prompt."""
+        golden.attach(sdxl)
         monkeypatch.setattr(
             StableDiffusionXLPipeline,
             "__call__",
             lambda self, prompt, **_: self.prepare_latents(1, 4, 32, 32, torch.float32, "cpu", None),
         )
-        golden.attach(sdxl)
         with pytest.raises(PipelineError, match="expected prompt embeddings from encode_prompt before"):
             sdxl("a")
 

@@ -70,7 +70,7 @@ def test_sessions(engine: str, small_bundles: dict[str, EngineBundle]) -> None:
     if engine == "onnxruntime":
         found = {
             name: session.get_session_options().intra_op_num_threads
-            for name, session in backend._sessions.items()
+            for (name, _), session in backend._sessions.items()
         }
     else:
         found = {

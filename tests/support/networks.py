@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
 from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
 from npnet_runtime.networks.random_weights import scaled_state
@@ -29,6 +30,10 @@ SMALL = NPNetConfig(
     swin=SMALL_SWIN,
 )
 SMALL_ATTENTION = PromptAttentionConfig(4, 16, 16, 5, 12, channels=(8, 16), heads=2)
+ANY_SIZE = AnySizeConfig(
+    16, 12, 10, 7, 24, 4, 32, 40, pooled_dim=12, second_tokens=3, second_dim=8, channels=(8, 16, 16), heads=2
+)
+"""It reads all that there is to read."""
 # Every way in which a network may differ from the published one.
 SHAPES = {
     "small": SMALL,

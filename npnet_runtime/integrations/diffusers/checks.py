@@ -40,6 +40,7 @@ _NOISE_ALONE |= {"patch_size", "do_patching"}
 _OF_IMAGES = re.compile(
     "Img2Img|Image2Image|Inpaint|Edit|Pix2Pix|Upscale|Variation|Refiner|Fill|Kontext|Redux|Layered|Zero|Cloze"
 )
+_OF_VIDEOS = {"num_frames", "video_length"}
 # Where a denoiser's configuration says how wide the embeddings are that it reads: the first there is.
 _TEXT_WIDTHS = ("caption_channels", "cap_feat_dim", "joint_attention_dim", "cross_attention_dim")
 
@@ -66,7 +67,7 @@ def judge(pipeline: type) -> Verdict:
     image = arguments.get("image")
     if _OF_IMAGES.search(name) or (image is not None and image.default is inspect.Parameter.empty):
         return Verdict(False, "changes or continues an image")
-    if "num_frames" in arguments or "Video" in name:
+    if _OF_VIDEOS & {*arguments} or "Video" in name:
         return Verdict(False, "makes a video")
     if prepare is None:
         return Verdict(False, f"has no {PREPARE}")
@@ -81,7 +82,7 @@ def judge(pipeline: type) -> Verdict:
     reading = reading_of(pipeline)
     encodes, prepares = reading.of(ENCODE), reading.of(PREPARE)
     if not encodes or not reading.positive():
-        return Verdict(False, f"its call takes no embeddings from {ENCODE}")
+        return Verdict(False, f"takes no embeddings from {ENCODE}")
     if not prepares or prepares[0].first_line < encodes[0].first_line:
         return Verdict(False, "draws its noise before it encodes its prompt")
     return Verdict(True)

@@ -56,7 +56,7 @@ def clocks(steps) -> dict:
 
 def run(path, noise: Tensor, prompts: Tensor, early: Early | None = None) -> Tensor:
     out = torch.empty_like(noise)
-    assert path.golden(noise, early, prompts, out)
+    assert path.golden(noise, early, (prompts,), out)
     return out
 
 
@@ -64,7 +64,7 @@ class TestOverlap:
     def test_side_by_side_then_joined(self, steps, cuda: Cuda, expected) -> None:
         noise, prompts = noise_and_prompts(SMALL, 2)
         start = cuda.current_stream().work()
-        given, _ = overlapped(steps, noise, None, prompts, Stream())
+        given, _ = overlapped(steps, noise, None, (prompts,), Stream())
         at = clocks(steps)
         assert before(start, at["before"])
         assert before(start, at["with"])
@@ -76,16 +76,16 @@ class TestOverlap:
 
     def test_what_the_side_stream_made_outlives_the_last_step(self, steps, cuda: Cuda) -> None:
         noise, prompts = noise_and_prompts(SMALL, 1)
-        overlapped(steps, noise, None, prompts, Stream())
+        overlapped(steps, noise, None, (prompts,), Stream())
         assert [stream for _, stream in cuda.recorded] == [cuda.current_stream()]
         cuda.recorded.clear()
         cuda.capturing = True
-        overlapped(steps, noise, None, prompts, Stream())
+        overlapped(steps, noise, None, (prompts,), Stream())
         assert not cuda.recorded
 
     def test_nothing_is_done_twice(self, steps) -> None:
         noise, prompts = noise_and_prompts(SMALL, 1)
-        overlapped(steps, noise, torch.zeros_like(noise), prompts, Stream())
+        overlapped(steps, noise, torch.zeros_like(noise), (prompts,), Stream())
         assert [step for step, _ in steps.ran] == ["with", "finish"]
 
 
@@ -144,7 +144,7 @@ class TestGraphs:
         torch.testing.assert_close(run(path, noise, prompts, early), wanted, atol=ROUNDING, rtol=0)
 
     def test_warm_up_captures_all_there_will_be(self, path: GraphPath) -> None:
-        path.warm_up([1, 2, 3], callers=2)
+        path.warm_up([1, 2, 3], 2, (SMALL.latent_shape, SMALL.text_shape))
         assert path.describe()[0].startswith(
             "graphs captured: 6 for noise, 6 for prepared noise, 6 for prepare"
         )
@@ -167,7 +167,7 @@ class TestGraphs:
         path.prepare(noise)
         assert set(steps.solvers) == {"jacobi"}
         steps.solvers.clear()
-        assert path.again(noise, prompts, torch.empty_like(noise))
+        assert path.again(noise, (prompts,), torch.empty_like(noise))
         assert steps.solvers == ["auto"]
         assert "calls repeated without: 1" in path.describe()[0]
 
@@ -195,7 +195,9 @@ class TestGraphs:
         run(path, noise, prompts)
         assert not before(busy, clocks(steps)["with"])
         run(path, noise, prompts, early)
-        kinds = [{kind for kind, _ in lane.calls} for lane in (*path._calls._free, *path._preparations._free)]
+        kinds = [
+            {kind for kind, *_ in lane.calls} for lane in (*path._calls._free, *path._preparations._free)
+        ]
         assert kinds == [{"noise", "prepared noise"}, {"prepare"}]
 
     def test_many_prepared_noises_in_any_order(self, path: GraphPath, expected) -> None:
@@ -223,17 +225,17 @@ class TestGraphs:
         for row in range(batch):
             broken = prompts.clone()
             broken[row, 0, 0] = torch.nan
-            assert not either.golden(noise, None, broken, out)
+            assert not either.golden(noise, None, (broken,), out)
             assert out[row].isnan().all()
-        assert either.golden(noise, None, prompts, out)
-        assert either.golden(noise[:1], None, prompts[:1], out[:1])
+        assert either.golden(noise, None, (prompts,), out)
+        assert either.golden(noise[:1], None, (prompts[:1],), out[:1])
 
     def test_too_large_for_the_callers_dtype(self, either) -> None:
         noise, prompts = noise_and_prompts(SMALL, 1)
         large = prompts * 1e6  # the scale follows
-        assert either.golden(noise, None, large, torch.empty_like(noise))
+        assert either.golden(noise, None, (large,), torch.empty_like(noise))
         out = torch.empty_like(noise, dtype=torch.float16)
-        assert not either.golden(noise, None, large, out)
+        assert not either.golden(noise, None, (large,), out)
         assert out.isinf().any()
 
     def test_an_error_waits_for_the_device(self, either, steps, cuda: Cuda, monkeypatch) -> None:

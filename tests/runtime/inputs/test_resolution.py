@@ -73,7 +73,7 @@ class TestTransfer:
     def test_no_change_is_no_change(self, size: tuple[int, int]) -> None:
         noise = white(*size)
         seen = to_network_size(noise, FULL)
-        assert torch.equal(noise + to_native_size(seen - seen, *size), noise)
+        assert torch.equal(noise + to_native_size(seen - seen, *size, FULL), noise)
 
     @pytest.mark.parametrize("size", [(256, 256), (192, 192), (152, 140), (129, 131)], ids=str)
     def test_network_sees_golden_noise_in_the_result(self, size: tuple[int, int]) -> None:
@@ -90,12 +90,12 @@ class TestTransfer:
         )
         change = white(128, 128)
         expected = F.interpolate(change, scale_factor=2) / 2
-        torch.testing.assert_close(to_native_size(change, 256, 256), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(to_native_size(change, 256, 256, FULL), expected, atol=2e-5, rtol=0)
 
     def test_smaller_noise_is_the_block_average_of_what_the_network_sees(self) -> None:
         noise = white(64, 96)
         seen = to_network_size(noise, FULL)
-        torch.testing.assert_close(to_native_size(seen, 64, 96), noise, atol=2e-5, rtol=0)
+        torch.testing.assert_close(to_native_size(seen, 64, 96, FULL), noise, atol=2e-5, rtol=0)
 
     def test_each_noise_by_itself(self) -> None:
         noise = white(96, 160)
@@ -121,7 +121,7 @@ class TestGolden:
     def test_other_sizes(self, golden: GoldenNoise, size: tuple[int, int], dtype: torch.dtype) -> None:
         noise, prompts = white(*size).to(dtype), noise_and_prompts(SMALL, 2)[1]
         seen = to_network_size(noise.float(), SMALL)
-        expected = noise.float() + to_native_size(golden(seen, prompts) - seen, *size)
+        expected = noise.float() + to_native_size(golden(seen, prompts) - seen, *size, SMALL)
         given = golden(noise, prompts)
         assert given.dtype == dtype
         torch.testing.assert_close(given, expected.to(dtype), atol=1e-5, rtol=1e-3)
