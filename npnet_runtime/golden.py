@@ -53,7 +53,8 @@ class GoldenNoise:
     Safe to call from several threads. Draws no random numbers and changes no global setting of torch.
 
     Args:
-        engine: folder of an engine bundle, as `npnet-export` writes it, or an opened one.
+        engine: folder of an engine bundle, as `npnet-export` writes it; `owner/repository` of one on the
+            hub; or an opened one.
         device: where to run; by default the current CUDA device if there is one, else the CPU.
         backend: `"auto"`, or the only one to consider: `"torch"`, `"onnxruntime"`, `"openvino"`, `"aoti"`,
             `"tensorrt"`, `"tensorrt-rtx"`.
@@ -70,9 +71,13 @@ class GoldenNoise:
         threads: of ONNX Runtime and OpenVINO on a CPU; by default what the environment variable
             `NPNET_THREADS` says, else as many as PyTorch uses, and never more than the cores this process
             may use. Other engines use PyTorch's own threads.
+        revision: branch, tag or commit of a repository.
+        trust_code: load machine code (AOTInductor, TensorRT) from a repository, of a `revision` that is a
+            commit; see `npnet_runtime.bundles.remote`.
 
     Raises:
-        BundleError: no bundle, or one that was changed or is unreadable.
+        BundleError: no bundle, or one that was changed or is unreadable, or machine code that is not trusted.
+        DownloadError: no such repository, or the hub cannot be reached.
         BackendError: no back end can run it on that device, and the message says why for each; or CUDA graphs
             were asked for that cannot be had.
         InputError: an unknown policy for tokens or resolution, no strength, or no size of a cache.
@@ -92,6 +97,8 @@ class GoldenNoise:
         cuda_graphs: bool | None = None,
         cache_size: int = 0,
         threads: int | None = None,
+        revision: str | None = None,
+        trust_code: bool = False,
     ) -> None:
         check_token_policy(tokens)
         check_resolution_policy(resolution)
@@ -100,7 +107,9 @@ class GoldenNoise:
         self._strength = check_strength(strength)
         self._cuda_graphs = cuda_graphs
         self._cache: Cache[PreparedNoise] = Cache(cache_size)
-        self.bundle = engine if isinstance(engine, EngineBundle) else EngineBundle.open(engine)
+        if not isinstance(engine, EngineBundle):
+            engine = EngineBundle.open(engine, revision=revision, trust_code=trust_code)
+        self.bundle = engine
         manifest = self.bundle.manifest
         if manifest.signs is not None and manifest.signs not in SIGNS:
             raise BundleError(
@@ -353,6 +362,7 @@ class GoldenNoise:
             f"{self.bundle.path}: {manifest.model}, {manifest.engine} {manifest.precision}, "
             f"batches up to {manifest.max_batch}"
             + (f", singular vector signs {manifest.signs}" if manifest.signs else ""),
+            *([f"from {self.bundle.origin}"] if self.bundle.origin else []),
             *(str(candidate) for candidate in self._candidates),
             f"kernels: {self._chosen_kernels}",
             *([f"strength: {self._strength:g}"] if self._strength != 1 else []),

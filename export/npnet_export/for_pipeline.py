@@ -11,10 +11,9 @@ from torch import Tensor
 
 from npnet_export.errors import ExportError
 from npnet_runtime.errors import NPNetError
-from npnet_runtime.networks.any_size_config import AnySizeConfig, channels_for
+from npnet_runtime.networks.any_size_config import AnySizeConfig, config_for_shapes
 from npnet_runtime.weights.models import MODELS
 
-LONGEST = 512
 WITHOUT_WEIGHTS = ("transformer", "unet", "vae", "controlnet")
 """Parts of a pipeline that encode no prompt: their configuration is all that is needed of them."""
 
@@ -25,9 +24,9 @@ class Sizes:
 
     Args:
         size: height and width of the images that it is tuned and checked with, in pixels.
-        least_side: smallest side of the noise; a quarter of its sides if left out.
-        most_side: largest side; twice its sides if left out.
-        most_tokens: most tokens of a prompt; those of the pipeline, and at least `LONGEST`, if left out.
+        least_side: see `config_for_shapes`, as the others.
+        most_side: of the noise.
+        most_tokens: of a prompt.
     """
 
     size: tuple[int, int] | None = None
@@ -57,26 +56,15 @@ def config_for(pipe: Any, sizes: Sizes | None = None, **options: Any) -> tuple[A
     embeds, prompt = found.prompt.embeds, found.prompt
     if not isinstance(embeds, Tensor):
         raise ExportError(f"{type(pipe).__name__}: expected embeddings in a tensor")
-    channels, height, width = found.noise
-    widths = channels_for(channels, height, width)
-    while len(widths) > 1 and min(height, width) >> (len(widths) - 1) < 2:
-        widths = widths[:-1]
-    stride = 1 << (len(widths) - 1)
-    seconds = (0, 0) if prompt.second_embeds is None else tuple(prompt.second_embeds.shape[1:])
-    tokens = max(embeds.shape[1], seconds[0])
-    config = AnySizeConfig(
-        latent_channels=channels,
-        latent_height=height,
-        latent_width=width,
-        text_tokens=embeds.shape[1],
-        text_dim=embeds.shape[2],
-        least_side=sizes.least_side or max(stride, min(height, width) // 4),
-        most_side=sizes.most_side or 2 * max(height, width),
-        most_tokens=sizes.most_tokens or max(tokens, LONGEST),
+    seconds = prompt.second_embeds
+    config = config_for_shapes(
+        found.noise,
+        (embeds.shape[1], embeds.shape[2]),
+        least_side=sizes.least_side,
+        most_side=sizes.most_side,
+        most_tokens=sizes.most_tokens,
         pooled_dim=0 if prompt.pooled is None else prompt.pooled.shape[-1],
-        second_tokens=seconds[0],
-        second_dim=seconds[1],
-        channels=widths,
+        second_shape=(0, 0) if seconds is None else (seconds.shape[1], seconds.shape[2]),
     )
     return config, found.reads
 

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from npnet_runtime.bundles.manifest import FILENAME, BundleFile, Manifest
+from npnet_runtime.bundles.remote import fetch_bundle, names_a_repository
 from npnet_runtime.errors import BundleError
 from npnet_runtime.files import atomic_directory, sha256
 from npnet_runtime.networks.any_size_config import AnySizeConfig
@@ -31,21 +32,35 @@ class EngineBundle:
         path: the folder.
         manifest: of the bundle.
         digest: sha256 of the manifest's text; names the engine.
+        origin: `owner/repository@commit` of one from the hub, else None.
     """
 
     path: Path
     manifest: Manifest
     digest: str
+    origin: str | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> EngineBundle:
+    def open(cls, path: str | Path, *, revision: str | None = None, trust_code: bool = False) -> EngineBundle:
         """Read the manifest of a bundle; no other file is touched.
 
+        Args:
+            path: its folder; or `owner/repository` of the hub, whose bundle is fetched.
+            revision: branch, tag or commit of a repository.
+            trust_code: load machine code from a repository; see `npnet_runtime.bundles.remote`.
+
         Raises:
-            BundleError: no such folder, or its manifest is unreadable.
+            BundleError: no such folder, or its manifest is unreadable; or machine code from the hub that is
+                not trusted.
+            DownloadError: the hub has no such repository, or cannot be reached.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise BundleError(f"expected the path of an engine bundle, given {path!r}")
+        origin = None
+        if names_a_repository(path):
+            path, origin = fetch_bundle(str(path), revision, trust_code=trust_code)
+        elif revision is not None:
+            raise BundleError(f"{path}: expected owner/repository with a revision, given a folder")
         path = Path(path).expanduser()
         if not path.is_dir():
             found = "a file" if path.exists() else "nothing"
@@ -55,7 +70,7 @@ class EngineBundle:
             )
         # A process may change its folder before the files are read, or the path is pickled.
         path = path.absolute()
-        return cls(path, Manifest.read(path), sha256(path / FILENAME))
+        return cls(path, Manifest.read(path), sha256(path / FILENAME), origin)
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, after they were found to be those that the manifest names.

@@ -11,6 +11,9 @@ from npnet_runtime.networks.npnet_config import fields_from_dict
 from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, default_channels
 from npnet_runtime.networks.unet import GROUPS
 
+LONGEST = 512
+"""Tokens of the longest prompt, where nobody says otherwise: what FLUX and others read."""
+
 
 @dataclass(frozen=True)
 class AnySizeConfig:
@@ -128,3 +131,52 @@ def channels_for(channels: int, height: int, width: int) -> tuple[int, ...]:
     plain = default_channels(height, width)
     first = max(plain[0], math.ceil(channels / 2 / GROUPS) * GROUPS)
     return tuple(first << level for level in range(len(plain)))
+
+
+def config_for_shapes(
+    latent_shape: tuple[int, int, int],
+    text_shape: tuple[int, int],
+    *,
+    least_side: int | None = None,
+    most_side: int | None = None,
+    most_tokens: int | None = None,
+    pooled_dim: int = 0,
+    second_shape: tuple[int, int] = (0, 0),
+    channels: tuple[int, ...] | None = None,
+    blocks: int = 1,
+    heads: int = 4,
+) -> AnySizeConfig:
+    """A configuration for noise and prompts of which one shape is known, with bounds around it.
+
+    Args:
+        latent_shape: (C, H, W) of the noise that an engine is tuned and checked with.
+        text_shape: (tokens, width) of such a prompt.
+        least_side: of the noise; a quarter of its shorter side if left out.
+        most_side: twice its longer side if left out.
+        most_tokens: those of the prompt, and at least `LONGEST`, if left out.
+        pooled_dim: width of the pooled embedding; 0 for none.
+        second_shape: (tokens, width) of a second text; zeros for none.
+        channels: widths of the levels; chosen by `channels_for` if left out.
+        blocks: see `AnySizeConfig`.
+        heads: see `AnySizeConfig`.
+
+    Raises:
+        ConfigError: contradictions.
+    """
+    height, width = latent_shape[1:]
+    widths = channels or channels_for(*latent_shape)
+    while channels is None and len(widths) > 1 and min(height, width) >> (len(widths) - 1) < 2:
+        widths = widths[:-1]  # a level of one place has nothing to attend to
+    return AnySizeConfig(
+        *latent_shape,
+        *text_shape,
+        least_side=least_side or max(1 << (len(widths) - 1), min(height, width) // 4),
+        most_side=most_side or 2 * max(height, width),
+        most_tokens=most_tokens or max(text_shape[0], second_shape[0], LONGEST),
+        pooled_dim=pooled_dim,
+        second_tokens=second_shape[0],
+        second_dim=second_shape[1],
+        channels=widths,
+        blocks=blocks,
+        heads=heads,
+    )

@@ -28,6 +28,7 @@ NPNET = [
     *("--network.npnet.swin-embed-dim", "8", "--network.npnet.swin-depths", "1,1"),
     *("--network.npnet.swin-num-heads", "1,2"),
 ]
+ANY_SIZE = ["--network.kind", "prompt-attention-2", "--network.prompt-attention-2.channels", "8,16"]
 ATTENTION = ["--network.kind", "prompt-attention", "--network.prompt-attention.channels", "8,16"]
 
 
@@ -41,7 +42,7 @@ class Brightness:
         return [float(np.asarray(image, float).mean()) for image in images]
 
 
-@pytest.mark.parametrize("network", [NPNET, ATTENTION], ids=["npnet", "prompt-attention"])
+@pytest.mark.parametrize("network", [NPNET, ATTENTION, ANY_SIZE], ids=lambda options: options[1])
 def test_prompts_to_an_engine(network: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, pairs, run, engine = (str(tmp_path / name) for name in ("model", "pairs", "run", "engine"))
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from npnet_runtime.errors import CheckpointError, ConfigError
+from npnet_runtime.networks.any_size_config import AnySizeConfig, config_for_shapes
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
 from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, default_channels
@@ -71,7 +72,7 @@ def make_network(settings: TrainSettings, info: SourceInfo) -> Network:
             f"--start-from {start_from}: expected a network of kind {config.kind}, given one of "
             f"kind {state.config.kind}; give --network.kind {state.config.kind}"
         )
-    if (state.config.latent_shape, state.config.text_shape) != (config.latent_shape, config.text_shape):
+    if not _serves(state.config, config):
         raise TrainError(
             f"--start-from {start_from}: expected a network for noise of shape {config.latent_shape} and "
             f"text of shape {config.text_shape}, as in the dataset; given {state.config.latent_shape} and "
@@ -80,6 +81,15 @@ def make_network(settings: TrainSettings, info: SourceInfo) -> Network:
     network = network_for(state.config)
     network.load_state_dict(state.state)
     return network
+
+
+def _serves(given: NetworkConfig, wanted: NetworkConfig) -> bool:
+    """Whether a network takes the noise and the prompts that another is made for."""
+    if not isinstance(given, AnySizeConfig):
+        return (given.latent_shape, given.text_shape) == (wanted.latent_shape, wanted.text_shape)
+    sides = all(given.least_side <= side <= given.most_side for side in wanted.latent_shape[1:])
+    widths = (given.latent_channels, given.text_dim) == (wanted.latent_channels, wanted.text_dim)
+    return sides and widths and wanted.text_tokens <= given.most_tokens and not given.optional_inputs
 
 
 def _config(
@@ -91,6 +101,8 @@ def _config(
         return PromptAttentionConfig(
             *latent_shape, *text_shape, channels=channels, blocks=chosen.blocks, heads=chosen.heads
         )
+    if settings.kind == AnySizeConfig.kind:
+        return config_for_shapes(latent_shape, text_shape, **settings.prompt_attention_2.model_dump())
     sizes = settings.npnet.model_dump()
     swin = {name.removeprefix("swin_"): sizes.pop(name) for name in list(sizes) if name.startswith("swin_")}
     return NPNetConfig(*latent_shape, *text_shape, **sizes, swin=SwinConfig(**swin))

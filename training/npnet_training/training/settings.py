@@ -53,15 +53,29 @@ class PromptAttentionSettings(Settings):
     """Attention heads at the lowest level."""
 
 
+class AnySizeSettings(PromptAttentionSettings):
+    """Sizes of the network for noise of any size, and what it is to take beside what the dataset has."""
+
+    least_side: int | None = Field(default=None, ge=1)
+    """Smallest side of the noise; by default a quarter of the dataset's."""
+    most_side: int | None = Field(default=None, ge=1)
+    """Largest side; by default twice the dataset's."""
+    most_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a prompt; by default the dataset's, and at least 512."""
+
+
 class NetworkSettings(Settings):
     """The network to train; its noise and text shapes are the dataset's."""
 
-    kind: Literal["npnet", "prompt-attention"] = "npnet"
-    """The paper's network, or a small UNet that attends to the prompt's tokens and needs no SVD."""
+    kind: Literal["npnet", "prompt-attention", "prompt-attention-2"] = "npnet"
+    """The paper's network; or a small UNet that attends to the prompt's tokens and needs no SVD; or that for
+    noise of any size and prompts of any length."""
     npnet: NPNetSettings = NPNetSettings()
     """Sizes, for kind npnet."""
     prompt_attention: PromptAttentionSettings = PromptAttentionSettings()
     """Sizes, for kind prompt-attention."""
+    prompt_attention_2: AnySizeSettings = AnySizeSettings()
+    """Sizes, for kind prompt-attention-2."""
 
 
 class OptimizerSettings(Settings):
