@@ -171,7 +171,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model", required=True, metavar="HUB_ID_OR_FOLDER", help="any pipeline of diffusers the engine fits"
     )
-    add("--engine", type=Path, default=Path("engines/sdxl"), metavar="DIR", help="default: %(default)s")
+    add(
+        "--engine",
+        default="engines/sdxl",
+        metavar="DIR",
+        help="or OWNER/NAME of the hub; default: %(default)s",
+    )
     add(
         "--prompt",
         required=True,

@@ -107,7 +107,7 @@ def _call(
     try:
         # A generator on the CPU: the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(image.seed)
-        return pipe(image.prompt, generator=generator, **settings.call() | changes).images[0]
+        return pipe(prompt=image.prompt, generator=generator, **settings.call() | changes).images[0]
     except NPNetError:
         raise
     except (TypeError, ValueError) as error:

@@ -55,6 +55,18 @@ class Prompt:
         others = {name: tensor.to(device) for name, tensor in self.given() if name != "prompt_embeds"}
         return Prompt(moved, **others)
 
+    def dealt_out(self, rows: int) -> Prompt:
+        """One prompt as it is; several one after another to so many noises, from the first again."""
+        if len(self.embeds) == 1:
+            return self
+        places = torch.arange(rows) % len(self.embeds)
+        whole = self.padded()
+        dealt = {
+            "embeds" if name == "prompt_embeds" else name: value.index_select(0, places.to(value.device))
+            for name, value in whole.given()
+        }
+        return Prompt(**dealt)
+
     def padded(self) -> Prompt:
         """With `embeds` in one tensor.
 

@@ -18,11 +18,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from npnet_export import ExportSettings, export
+from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import BundleError, InputError
 from npnet_runtime.integrations import comfyui
 from npnet_runtime.integrations.comfyui.noise import ComfyGoldenNoise
-from support.networks import SMALL
+from support.networks import ANY_SIZE, SMALL
 
 EMBEDS = torch.randn(3, *SMALL.text_shape, generator=torch.Generator().manual_seed(1))
 LONG = EMBEDS[:2].reshape(1, 10, 12)
@@ -270,3 +272,58 @@ class TestOldGraphs:
             noise.generate_noise(latent(1))
         with pytest.raises(BundleError):
             comfyui.NODE_CLASS_MAPPINGS["NPNetLoadEngine"]().load(str(tmp_path), "error", "error")
+
+
+class TestAnySize:
+    """An engine of 16 channels, for any size and any prompt, with a pooled embedding: FLUX's latents."""
+
+    POOLED = torch.randn(1, 12, generator=torch.Generator().manual_seed(3))
+    CONFIG = dataclasses.replace(ANY_SIZE, second_tokens=0, second_dim=0)
+
+    @pytest.fixture(scope="class")
+    def golden(self, tmp_path_factory: pytest.TempPathFactory) -> GoldenNoise:
+        weights = WeightsRequest(None, random_seed=0, shapes=self.CONFIG)
+        folder = tmp_path_factory.mktemp("any") / "engine"
+        return GoldenNoise(
+            export(ExportSettings(weights, folder, "any", "torch", device="cpu")), device="cpu"
+        )
+
+    def make(self, golden: GoldenNoise, embeds: Tensor, **options: Any) -> ComfyGoldenNoise:
+        options = {"pooled_output": self.POOLED} | options
+        inputs = {"noise": RandomNoise(5), "positive": [[embeds, options]], "engine": golden}
+        return call("NPNetRuntimeGoldenNoise", **inputs, **POLICIES)
+
+    @pytest.mark.parametrize("size", [(12, 10), (9, 31)])
+    def test_any_size_and_prompt(self, golden: GoldenNoise, size: tuple[int, int]) -> None:
+        embeds, mask = torch.randn(1, 23, 24), torch.ones(1, 23)
+        mask[:, 20:] = 0
+        samples = {"samples": torch.zeros(2, 16, *size)}
+        given = self.make(golden, embeds, attention_mask=mask).generate_noise(samples)
+        noise = RandomNoise(5).generate_noise(samples)
+        assert torch.equal(given, golden(noise, embeds, mask=mask, pooled=self.POOLED))
+        assert not torch.equal(given, self.make(golden, embeds).generate_noise(samples))
+
+    def test_prompts_are_dealt_out(self, golden: GoldenNoise) -> None:
+        embeds, pooled = torch.randn(2, 7, 24), torch.randn(2, 12)
+        samples = {"samples": torch.zeros(3, 16, 12, 10)}
+        given = self.make(golden, embeds, pooled_output=pooled).generate_noise(samples)
+        noise, rows = RandomNoise(5).generate_noise(samples), [0, 1, 0]
+        assert torch.equal(given, golden(noise, embeds[rows], pooled=pooled[rows]))
+
+    def test_refused(self, golden: GoldenNoise) -> None:
+        with pytest.raises(InputError, match="reads a pooled embedding, and this CONDITIONING has none"):
+            self.make(golden, torch.randn(1, 7, 24), pooled_output=None)
+        with pytest.raises(InputError, match="reads embeddings 24 wide, these are 12 wide"):
+            self.make(golden, torch.randn(1, 7, 12))
+        made = self.make(golden, torch.randn(1, 7, 24))
+        with pytest.raises(InputError, match="takes sides from 32 x 32 to 256 x 256; set another width"):
+            made.generate_noise({"samples": torch.zeros(1, 16, 12, 33)})
+        with pytest.raises(InputError, match="asks for 4 channels, and the engine any makes 16"):
+            made.generate_noise({"samples": torch.zeros(1, 4, 12, 10)})
+
+    def test_long_prompt(self, golden: GoldenNoise) -> None:
+        embeds = torch.randn(1, 41, 24)
+        samples = {"samples": torch.zeros(1, 16, 12, 10)}
+        given = self.make(golden, embeds).generate_noise(samples)
+        noise = RandomNoise(5).generate_noise(samples)
+        assert torch.equal(given, golden(noise, embeds[:, :40], pooled=self.POOLED))

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from npnet_export import ExportSettings, export
+from npnet_export.for_pipeline import config_for
+from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.generate import cli
 from npnet_runtime.generate.cli import main
 from npnet_runtime.generate.settings import ImageSettings, parse_seeds
+from support.flow_pipelines import FLOWS, OPTIONS, SIZE
 from support.pipelines import sdxl as make_sdxl
 
 Command = Callable[..., int]
@@ -298,3 +302,21 @@ def test_prompt_that_is_no_text(command: Command, output: Path, capsys: pytest.C
     assert stopped.value.code == 2
     assert "expected text in UTF-8" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "z-image"])
+def test_other_families(name: str, tmp_path: Path) -> None:
+    """Packed latents, and embeddings in a list."""
+    pipe = FLOWS[name]()
+    pipe.save_pretrained(tmp_path / "model")
+    config, reads = config_for(pipe, height=SIZE, width=SIZE, **OPTIONS[name])
+    weights = WeightsRequest(None, random_seed=0, shapes=config, reads=reads)
+    export(ExportSettings(weights, tmp_path / "engine", name, "torch", device="cpu"))
+    options = ["--height", SIZE, "--width", SIZE, "--steps", 2, "--compare", "--dtype", "fp32"]
+    folders = ["--model", tmp_path / "model", "--engine", tmp_path / "engine", "--output", tmp_path / "made"]
+    given = [*folders, *options, "--prompt", "a red cat", "--device", "cpu", "--quiet"]
+    assert main([str(option) for option in given]) == 0
+    images = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "made").rglob("*.png")}
+    plain, golden = (next(i for name, i in images.items() if kind in name) for kind in ("plain", "golden"))
+    assert plain.shape == golden.shape == (SIZE, SIZE, 3)
+    assert not np.array_equal(plain, golden)

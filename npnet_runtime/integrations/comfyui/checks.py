@@ -11,16 +11,21 @@ from npnet_runtime.errors import InputError
 from npnet_runtime.inputs.checks import PIXELS_PER_LATENT
 from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy, smallest_size
+from npnet_runtime.inputs.texts import Prompt
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 
 
-def positive_prompt(conditioning: Any) -> Tensor:
-    """The embeddings of a CONDITIONING that holds one prompt, or one batch of prompts.
+def positive_prompt(conditioning: Any, manifest: Manifest) -> Prompt:
+    """What an engine reads of a CONDITIONING that holds one prompt, or one batch of prompts.
 
     Args:
-        conditioning: a list of [embeddings (P, tokens, width), options].
+        conditioning: a list of [embeddings (P, tokens, width), options], of which `attention_mask` and
+            `pooled_output` are read where the network does.
+        manifest: of the engine.
 
     Raises:
-        InputError: it is no such list, or holds several: golden noise is made for one prompt.
+        InputError: it is no such list, holds several, as golden noise is made for one prompt, or lacks what
+            the engine reads.
     """
     if not isinstance(conditioning, list) or not conditioning:
         raise InputError(f"positive: expected a CONDITIONING, given {_name(conditioning)}")
@@ -36,25 +41,44 @@ def positive_prompt(conditioning: Any) -> Tensor:
     if not isinstance(embeds, Tensor) or embeds.ndim != 3:
         shape = f" of shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else ""
         raise InputError(f"positive: expected embeddings of a text, given {_name(embeds)}{shape}")
-    return embeds.detach()
+    config, options = manifest.config, entry[1] if len(entry) > 1 and isinstance(entry[1], dict) else {}
+    if not isinstance(config, AnySizeConfig):
+        return Prompt(embeds.detach())
+    if config.second_dim:
+        raise InputError(
+            f"positive: the engine {manifest.model} reads two texts, and a CONDITIONING has one; it serves "
+            f"diffusers only"
+        )
+    mask, pooled = options.get("attention_mask"), options.get("pooled_output")
+    if config.pooled_dim and not isinstance(pooled, Tensor):
+        raise InputError(
+            f"positive: the engine {manifest.model} reads a pooled embedding, and this CONDITIONING has "
+            f"none; connect the text encoder of the checkpoint that the engine was made for"
+        )
+    fits = isinstance(mask, Tensor) and mask.shape == embeds.shape[:2]
+    return Prompt(embeds.detach(), mask if fits else None, pooled if config.pooled_dim else None)
 
 
-def check_prompt(embeds: Tensor, manifest: Manifest, long_prompts: TokenPolicy) -> str | None:
+def check_prompt(prompt: Prompt, manifest: Manifest, long_prompts: TokenPolicy) -> str | None:
     """Check a prompt for an engine; what the policy makes of it, if anything.
 
     Raises:
         InputError: it is another text encoder's, or of a length that the policy refuses.
     """
+    embeds = dict(prompt.given())["prompt_embeds"]
     tokens, width = manifest.config.text_shape
     given = embeds.shape[1]
+    most = manifest.config.most_tokens if isinstance(manifest.config, AnySizeConfig) else None
     if embeds.shape[2] != width:
         raise InputError(
             f"positive: the engine {manifest.model} reads embeddings {width} wide, these are "
             f"{embeds.shape[2]} wide, of another kind of model; load the engine that was made for the "
             f"checkpoint of this graph"
         )
-    if given == tokens:
+    if given == tokens or (most is not None and given <= most):
         return None
+    if most is not None:
+        tokens, long_prompts = most, "error" if long_prompts == "average" else long_prompts
     if long_prompts == "error":
         raise InputError(
             f"positive: the prompt takes {given} tokens, and the engine reads {tokens}; shorten the prompt, "
@@ -89,8 +113,16 @@ def check_size(shape: tuple[int, ...], manifest: Manifest, other_sizes: Resoluti
         )
     if not shape[0]:
         raise InputError("latent_image: expected a batch of 1 or more, given none; set batch_size to 1")
-    given, own = shape[2:], manifest.config.latent_shape[1:]
+    given, own, config = shape[2:], manifest.config.latent_shape[1:], manifest.config
     if given == own:
+        return None
+    if isinstance(config, AnySizeConfig):
+        if not all(config.least_side <= side <= config.most_side for side in given):
+            bounds = (config.least_side,) * 2, (config.most_side,) * 2
+            raise InputError(
+                f"latent_image: {_pixels(given)} pixels, and the engine {manifest.model} takes sides from "
+                f"{_pixels(bounds[0])} to {_pixels(bounds[1])}; set another width and height"
+            )
         return None
     least = smallest_size(manifest.config)
     if any(side < smallest for side, smallest in zip(given, least, strict=True)):

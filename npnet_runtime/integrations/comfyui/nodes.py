@@ -68,13 +68,14 @@ class MakeGoldenNoise:
         Raises:
             InputError: a conditioning of several prompts, or none; a prompt or size that the widgets refuse.
         """
-        manifest, embeds = engine.bundle.manifest, positive_prompt(positive)
-        if line := check_prompt(embeds, manifest, long_prompts):
+        manifest = engine.bundle.manifest
+        prompt = positive_prompt(positive, manifest)
+        if line := check_prompt(prompt, manifest, long_prompts):
             say(line, node)
         if latent_image is not None:
             check_size(tuple(latent_image["samples"].shape), manifest, other_sizes)
         golden = engine.using(tokens=long_prompts, resolution=other_sizes, strength=strength)
-        return (ComfyGoldenNoise(noise, embeds, golden, other_sizes),)
+        return (ComfyGoldenNoise(noise, prompt, golden, other_sizes),)
 
 
 class MakePlainAndGolden:
@@ -113,7 +114,7 @@ class MakePlainAndGolden:
         (golden,) = MakeGoldenNoise().make(
             noise, positive, engine, strength, long_prompts, other_sizes, latent_image, node
         )
-        prompts, count = len(golden.prompt_embeds), len(latent_image["samples"])
+        prompts, count = len(golden.prompt.embeds), len(latent_image["samples"])
         if count % prompts:
             raise InputError(
                 f"positive: expected 1 prompt, or a number that divides the batch of {count}, so that plain "
@@ -185,7 +186,7 @@ class OldMakeGoldenNoise(MakeGoldenNoise):
         self, noise: Any, positive: Any, engine: GoldenNoise
     ) -> tuple[ComfyGoldenNoise]:
         """See `MakeGoldenNoise`."""
-        return (ComfyGoldenNoise(noise, positive_prompt(positive), engine),)
+        return (ComfyGoldenNoise(noise, positive_prompt(positive, engine.bundle.manifest), engine),)
 
 
 NODES: dict[str, tuple[type, str]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.inputs.resolution import ResolutionPolicy
+from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.comfyui.checks import check_channels, check_size
 from npnet_runtime.integrations.comfyui.host import say
 
@@ -24,13 +24,13 @@ class ComfyGoldenNoise:
 
     Args:
         noise: the NOISE that it makes golden; it alone reads the latent's `batch_index`.
-        prompt_embeds: (P, tokens, width), of the positive prompts.
+        prompt: P positive prompts.
         golden: the engine, with the policies of the node.
         other_sizes: the policy, for messages; None where they are the engine's own.
     """
 
     noise: Any
-    prompt_embeds: Tensor
+    prompt: Prompt
     golden: GoldenNoise
     other_sizes: ResolutionPolicy | None = None
 
@@ -69,11 +69,8 @@ class ComfyGoldenNoise:
                 check_channels(tuple(noise.shape), self.golden.bundle.manifest)
                 if taken:
                     say(taken)
-        prompts = self.prompt_embeds
-        if len(prompts) > 1:
-            prompts = prompts.repeat(math.ceil(len(noise) / len(prompts)), 1, 1)[: len(noise)]
         device = self.golden.device
-        return self.golden(noise.to(device), prompts.to(device)).cpu()
+        return self.golden(noise.to(device), self.prompt.dealt_out(len(noise)).to(device)).cpu()
 
 
 @dataclass(frozen=True, eq=False)
