@@ -25,6 +25,7 @@ from npnet_export.for_pipeline import Sizes, config_for, load_for_probe
 from npnet_export.inspection import inspect
 from npnet_export.layers import debug_layers
 from npnet_export.needs import check_needs
+from npnet_export.publishing import check_push, push
 from npnet_export.repro import SCRIPT, write_repro
 from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
@@ -87,6 +88,8 @@ def _export(arguments: list[str]) -> int:
         _list()
         return 0
     settings = _settings(parser, options)
+    if options.push is not None:
+        check_push(options.push)
     if options.dry_run:
         print(_plan(settings))
         check(settings)
@@ -100,6 +103,9 @@ def _export(arguments: list[str]) -> int:
     for row in bundle.manifest.parity:
         allowed = "" if row.tolerance is None else f" (tolerance {row.tolerance:g})"
         stages(f"  {row.quantity}: {row.statistic} {row.value:.2g}{allowed}")
+    if options.push is not None:
+        stages(f"uploading to {options.push}")
+        stages(f"pushed: {options.push}@{push(bundle, options.push, options.licence)}")
     return 0
 
 

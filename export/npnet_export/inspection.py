@@ -8,6 +8,7 @@ from rich.table import Table
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import BundleError
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 
 
 def inspect(bundle: EngineBundle, console: Console) -> bool:
@@ -24,6 +25,7 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
         "float32": ", ".join(manifest.float32_parts),
         "noise": f"(1-{manifest.max_batch}, {', '.join(map(str, config.latent_shape))})",
         "prompt": f"(batch, {config.text_tokens}, {config.text_dim})",
+        **_bounds(manifest),
         "network": config.kind,
         **_mixing(manifest),
         "weights": ", ".join(f"{key} {value}" for key, value in manifest.weights.items()),
@@ -56,6 +58,15 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
         files.add_row(name, f"{entry.bytes / 1e6:.1f}", entry.sha256[:16] + "...", state)
     console.print(files)
     return intact
+
+
+def _bounds(manifest: Manifest) -> dict[str, str]:
+    config = manifest.config
+    reads = {} if manifest.reads is None else {"reads": ", ".join(manifest.reads.values())}
+    if not isinstance(config, AnySizeConfig):
+        return reads
+    sides = f"sides of the noise {config.least_side} to {config.most_side}, tokens 1 to {config.most_tokens}"
+    return {"bounds": sides, **reads}
 
 
 def _mixing(manifest: Manifest) -> dict[str, str]:

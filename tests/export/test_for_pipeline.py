@@ -59,7 +59,9 @@ def test_an_engine_that_fits(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert images.images.shape == (1, SIZE, SIZE, 3)
 
 
-def test_the_command_that_writes_it_again(folder: Path, tmp_path: Path) -> None:
+def test_the_command_that_writes_it_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "engine"
     options = (
         "--for",
@@ -80,6 +82,11 @@ def test_the_command_that_writes_it_again(folder: Path, tmp_path: Path) -> None:
     again = EngineBundle.open(output)
     assert again.manifest.config == first.manifest.config
     assert again.manifest.files == first.manifest.files
+    capsys.readouterr()
+    assert run("inspect", output) == 0
+    said = capsys.readouterr().out
+    assert "sides of the noise 2 to 16, tokens 1 to 512" in said
+    assert "prompt_embeds, pooled_prompt_embeds" in said
     assert run("verify", output, "--samples", 2, "--device", "cpu", "--quiet") == 0
 
 
