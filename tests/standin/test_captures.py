@@ -8,16 +8,22 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nodes import LIMITS, build, count
+from npnet_export import ExportSettings, export
+from npnet_export.weights import WeightsRequest
 from npnet_runtime import EngineBundle, GoldenNoise
 from npnet_runtime.errors import BackendError
 from npnet_runtime.hot_path.capture import Capture
+from npnet_runtime.inputs.texts import random_inputs
+from support.networks import ANY_SIZE
 
 CALL = """
 import sys, torch, standin
@@ -186,3 +192,20 @@ def test_float32_engines_refuse_tf32(bundles: dict[str, EngineBundle]) -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     golden(*inputs(golden))
+
+
+def test_any_size(tmp_path: Path) -> None:
+    """A graph for each size of noise and each 64 tokens, captured cleanly; the same one for what it fits."""
+    weights = WeightsRequest(None, random_seed=0, shapes=ANY_SIZE)
+    settings = ExportSettings(
+        weights, tmp_path / "b", "any", "torch", "fp16", max_batch=4, device="cuda", verify=False
+    )
+    golden = GoldenNoise(export(settings), device="cuda", cuda_graphs=True)
+    path: Any = golden._path
+    for size, tokens, graphs in (((12, 12), 7, 1), ((12, 12), 30, 1), ((9, 31), 7, 2), ((12, 12), 7, 2)):
+        config = replace(ANY_SIZE, text_tokens=tokens)
+        noise, prompt = random_inputs(config, range(2), "cuda", size)
+        assert golden(noise, prompt).shape == noise.shape
+        assert len(path._captured) == graphs
+    golden.warm_up(batches=[2], sizes=[(8, 8)])
+    assert len(path._captured) == 3

@@ -10,6 +10,7 @@ import torch
 from npnet_export import ExportSettings, export
 from npnet_export.weights import WeightsRequest, get_model
 from npnet_runtime.backends.onnxruntime_backend import OnnxRuntimeBackend, new_session
+from support.networks import ANY_SIZE
 
 pytest.importorskip("onnxruntime")
 CUDA = torch.device("cuda", 0)
@@ -26,6 +27,27 @@ def test_every_node_runs_on_the_device(model: str, precision: str, tmp_path: Pat
         max_batch=4, device="cuda", verify=False,
     )  # fmt: skip
     OnnxRuntimeBackend(export(settings), CUDA)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_any_size(precision: str, tmp_path: Path) -> None:
+    """A session for each size, in which shapes are constants: computing with them would be left to the CPU."""
+    weights = WeightsRequest(None, random_seed=0, shapes=ANY_SIZE)
+    settings = ExportSettings(
+        weights, tmp_path / "b", "any", "onnxruntime", precision, max_batch=4, device="cuda", verify=False
+    )
+    backend = OnnxRuntimeBackend(export(settings), CUDA)
+    shapes = backend._graphs["network"].inputs
+    for rows, tokens, places in ((1, 7, (3, 3)), (2, 40, (8, 1))):
+        sizes = {
+            "noise": (16, 4 * places[0], 4 * places[1]),
+            "prompt_embeds": (tokens, 24),
+            "mask": (tokens,),
+            "positions": (20, *places),
+        }
+        inputs = {name: torch.zeros(rows, *sizes.get(name, shape)) for name, shape in shapes.items()}
+        backend._session_for("network", inputs)
+    assert len(backend._sessions) == 2
 
 
 def test_a_node_on_the_cpu_is_refused() -> None:
