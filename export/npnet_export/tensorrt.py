@@ -141,8 +141,7 @@ def _build(
         config = builder.create_builder_config()
         config.progress_monitor = monitor
         _apply(trt, config, engine, request.options, capabilities)
-        graph_name = name.removesuffix(SUFFIX)
-        config.add_optimization_profile(_profile(builder, network, request, graph_name))
+        config.add_optimization_profile(_profile(builder, network, request))
         # TensorRT for RTX times nothing when it builds, and reads a cache only where there is a GPU.
         cache = read_timing_cache(config, cache_path) if engine == "tensorrt" else None
         built = builder.build_serialized_network(network, config)
@@ -156,12 +155,13 @@ def _build(
     return bytes(built)
 
 
-def _profile(builder: Any, network: Any, request: BuildRequest, name: str) -> Any:
+def _profile(builder: Any, network: Any, request: BuildRequest) -> Any:
     """Batches from 1, because the last part of a larger batch may be of any size; tuned for the own sizes."""
     profile = builder.create_optimization_profile()
-    graph = graphs(request.network.config)[name]
+    known = graphs(request.network.config).values()
     for index in range(network.num_inputs):
         tensor = network.get_input(index).name
+        graph = next(graph for graph in known if tensor in graph.inputs)
         least, most = graph.bounds(tensor)
         tuned = (request.options.opt_batch or 1, *graph.inputs[tensor])
         profile.set_shape(tensor, (1, *least), tuned, (request.max_batch, *most))

@@ -36,6 +36,7 @@ FEATURES = 4 + 4 * FREQUENCIES
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept, and what is made in that mode can never be trained with
 def positions(height: int, width: int, stride: int) -> Tensor:
     """Features of the places of the lowest level, (F, h, w) float32 on the CPU, for noise of H x W.
 

@@ -31,7 +31,7 @@ def test_every_node_runs_on_the_device(model: str, precision: str, tmp_path: Pat
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_any_size(precision: str, tmp_path: Path) -> None:
-    """A session for each size, in which shapes are constants: computing with them would be left to the CPU."""
+    """A session for each size, its shapes constants: computing with them would be left to the CPU."""
     weights = WeightsRequest(None, random_seed=0, shapes=ANY_SIZE)
     settings = ExportSettings(
         weights, tmp_path / "b", "any", "onnxruntime", precision, max_batch=4, device="cuda", verify=False

@@ -97,6 +97,12 @@ class TestNetwork:
 
 
 class TestPositions:
+    def test_kept_for_training(self) -> None:
+        with torch.inference_mode():
+            kept = positions(24, 40, 8)
+        assert kept is positions(24, 40, 8)
+        assert not kept.is_inference()
+
     def test_same_place_in_every_size(self) -> None:
         """A corner is a corner: coordinates follow the sides, not the number of places."""
         small, large = positions(16, 16, 8), positions(128, 128, 8)
