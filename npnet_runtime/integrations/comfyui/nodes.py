@@ -11,6 +11,7 @@ from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy
+from npnet_runtime.inputs.texts import as_prompt
 from npnet_runtime.integrations.comfyui.checks import check_prompt, check_size, positive_prompt
 from npnet_runtime.integrations.comfyui.host import registered_nodes, say
 from npnet_runtime.integrations.comfyui.loaders import LoadEngine, LoadWeights
@@ -114,7 +115,7 @@ class MakePlainAndGolden:
         (golden,) = MakeGoldenNoise().make(
             noise, positive, engine, strength, long_prompts, other_sizes, latent_image, node
         )
-        prompts, count = len(golden.prompt.embeds), len(latent_image["samples"])
+        prompts, count = len(as_prompt(golden.prompt).embeds), len(latent_image["samples"])
         if count % prompts:
             raise InputError(
                 f"positive: expected 1 prompt, or a number that divides the batch of {count}, so that plain "

@@ -11,7 +11,7 @@ from torch import Tensor
 from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
 from npnet_runtime.inputs.resolution import ResolutionPolicy
-from npnet_runtime.inputs.texts import Prompt
+from npnet_runtime.inputs.texts import Prompt, as_prompt
 from npnet_runtime.integrations.comfyui.checks import check_channels, check_size
 from npnet_runtime.integrations.comfyui.host import say
 
@@ -24,13 +24,13 @@ class ComfyGoldenNoise:
 
     Args:
         noise: the NOISE that it makes golden; it alone reads the latent's `batch_index`.
-        prompt: P positive prompts.
+        prompt: P positive prompts, or their embeddings (P, tokens, width).
         golden: the engine, with the policies of the node.
         other_sizes: the policy, for messages; None where they are the engine's own.
     """
 
     noise: Any
-    prompt: Prompt
+    prompt: Prompt | Tensor
     golden: GoldenNoise
     other_sizes: ResolutionPolicy | None = None
 
@@ -70,7 +70,7 @@ class ComfyGoldenNoise:
                 if taken:
                     say(taken)
         device = self.golden.device
-        return self.golden(noise.to(device), self.prompt.dealt_out(len(noise)).to(device)).cpu()
+        return self.golden(noise.to(device), as_prompt(self.prompt).dealt_out(len(noise)).to(device)).cpu()
 
 
 @dataclass(frozen=True, eq=False)

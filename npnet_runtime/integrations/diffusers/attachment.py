@@ -72,7 +72,7 @@ def attach(golden: Golden, pipe: Any, *, given_latents: GivenLatents = "golden")
             f"pipe: expected a plain {type(pipe).__name__}, given one that has golden noise attached; "
             "detach it first"
         )
-    check_pipeline(pipe, golden.bundle.manifest.config)
+    check_pipeline(pipe, golden.bundle.manifest.config, golden.bundle.manifest.reads)
     pipe.__dict__[ATTRIBUTE] = Attachment(golden, given_latents)
     plain: Any = type(pipe)
     pipe.__class__ = _attached_class(plain)

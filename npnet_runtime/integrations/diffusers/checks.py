@@ -94,8 +94,13 @@ def denoiser(pipe: Any) -> Any:
     return getattr(pipe, "transformer", None) if unet is None else unet
 
 
-def check_pipeline(pipe: Any, config: NetworkConfig) -> None:
+def check_pipeline(pipe: Any, config: NetworkConfig, reads: dict[str, str] | None = None) -> None:
     """Check that `pipe` starts from noise, and reads text, of the shapes of the network.
+
+    Args:
+        pipe: to be checked.
+        config: shapes of the network.
+        reads: see `Manifest.reads`.
 
     Raises:
         PipelineError: it does not; all that differs in one message.
@@ -119,7 +124,9 @@ def check_pipeline(pipe: Any, config: NetworkConfig) -> None:
     drawn = drawn_shape(pipe)
     if drawn is not None and drawn[1] != config.latent_channels:
         differing.append(f"noise of {config.latent_channels} channels, given {name} with {drawn[1]}")
-    width = text_width(pipe)
+    first = reading_of(type(pipe)).roles().get("embeds")
+    own = reads is None or reads["embeds"] == first  # else another text, of which the denoiser says nothing
+    width = text_width(pipe) if own else None
     if width not in (None, config.text_dim):
         differing.append(f"text embeddings of width {config.text_dim}, given {name} with {width}")
     if differing:
