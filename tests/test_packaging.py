@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,3 +164,19 @@ def test_versions_agree() -> None:
 
     assert f'version = "{npnet_runtime.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert f"## {npnet_runtime.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_extras_that_messages_name() -> None:
+    """An error that says `pip install 'npnet-runtime[name]'` names an extra that there is."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    folders = ("npnet_runtime", "kernels", "export", "training", "benchmarks", "docs")
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*"))
+    files = [path for path in paths if path.suffix in (".py", ".md")]
+    named = {
+        extra
+        for path in (*files, *ROOT.glob("*.md"))
+        for names in re.findall(r"npnet-runtime\[([\w,-]+)\]", path.read_text())
+        for extra in names.split(",")
+    }
+    assert len(named) > 8
+    assert named <= set(extras)

@@ -82,7 +82,7 @@ def load_for_probe(source: str, *, offline: bool = False) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ExportError(f"--for needs {error.name}: pip install 'npnet-runtime[diffusers]'") from error
+        raise ExportError(f"--for needs {error.name}: pip install 'npnet-runtime[pipelines]'") from error
     from npnet_runtime.integrations.diffusers.loading import dtype_option, quiet_loading
 
     quiet_loading()
