@@ -52,6 +52,7 @@ def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="npnet-export",
         usage="npnet-export --model NAME [options]\n"
+        "       npnet-export --for PIPELINE --random-weights SEED [options]\n"
         "       npnet-export inspect DIR\n"
         "       npnet-export verify DIR [options]\n"
         "       npnet-export repro DIR [options]",

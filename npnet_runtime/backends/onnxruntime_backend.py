@@ -76,9 +76,10 @@ class OnnxRuntimeBackend:
     def _session_for(self, name: str, inputs: Mapping[str, Tensor]) -> Any:
         graph = self._graphs[name]
         lengths: tuple[tuple[str, int], ...] = ()
-        if self._stream is not None:
+        if self._stream is not None and graph.axes:
             # What computes with shapes would be left on the CPU: known, they are constants.
-            lengths = graph.lengths({tensor: tuple(value.shape) for tensor, value in inputs.items()})
+            shapes = {tensor: tuple(value.shape) for tensor, value in inputs.items()}
+            lengths = (("batch", next(iter(shapes.values()))[0]), *graph.lengths(shapes))
         key = (name, lengths)
         with self._making:
             if key not in self._sessions:

@@ -23,11 +23,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def names_a_repository(engine: object) -> bool:
-    """Whether an engine is named as `owner/repository`, and neither that nor `owner` is a folder here."""
+    """Whether an engine is named as `owner/repository`, and neither that nor `owner` is a folder here.
+
+    Nor `engines`, where `npnet-export` writes: who has not run it yet is not to wait for the hub.
+    """
     return (
         isinstance(engine, str)
         and looks_like_hub_id(engine)
         and ":" not in engine
+        and not engine.startswith("engines/")
         and not Path(engine).parent.exists()
     )
 

@@ -144,6 +144,19 @@ def test_a_pipeline_that_starts_from_images(tmp_path: Path, capsys: pytest.Captu
     assert "given one that changes or continues an image" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", ["64x64", "8192x4"])
+def test_a_list_of_sizes_of_its_own(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SANA brings sizes to those of a list; what it refuses all the same is an error in its words."""
+    FLOWS["sana"]().save_pretrained(tmp_path / "p")
+    options = ("--random-weights", 0, "--engine", "torch", "--size", size, "--output", tmp_path / "e")
+    refused = size != "64x64"
+    assert run("--for", tmp_path / "p", *options, "--device", "cpu") == refused
+    if refused:
+        assert "SanaPipeline: expected to call it with" in capsys.readouterr().err
+    else:
+        assert EngineBundle.open(tmp_path / "e").manifest.config.latent_shape == (32, 8, 8)
+
+
 def test_sizes_that_contradict(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--random-weights", 0, "--engine", "torch", "--size", "64x64", "--output", tmp_path / "e")
     assert run("--for", folder, *options, "--most-side", 4) == 1

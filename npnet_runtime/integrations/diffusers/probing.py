@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from npnet_runtime.errors import PipelineError
+from npnet_runtime.errors import NPNetError, PipelineError
 from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.attachment import attached_for
 from npnet_runtime.integrations.diffusers.call import Call
@@ -76,14 +77,24 @@ def probe(pipe: Any, **options: Any) -> Probed:
             f"{type(pipe).__name__}: expected a pipeline that starts from noise alone, given one that "
             f"{verdict.reason}; {ELSEWHERE}"
         )
+    fixed: dict[str, Any] = {"prompt": PROMPT}
+    if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+        fixed["use_resolution_binning"] = False  # the size that was asked for, not one of a list
     try:
         with attached_for(pipe, _Probe), torch.no_grad():
-            pipe(**{"prompt": PROMPT} | options)
+            pipe(**fixed | options)
+    except NPNetError:
+        raise
     except _Drawn as drawn:
         _, channels, height, width = planar(drawn.shape)
         reads = _roles(reading_of(type(pipe)).positive(), drawn.values)
         prompt = prompt_from(drawn.values, reads, type(pipe).__name__)
         return Probed((channels, height, width), prompt, reads)
+    except Exception as error:  # whatever a pipeline raises
+        raise PipelineError(
+            f"{type(pipe).__name__}: expected to call it with {fixed | options}, up to where it draws its "
+            f"noise; it raised {type(error).__name__}: {error}"
+        ) from error
     raise PipelineError(f"{type(pipe).__name__}: its call drew no noise")
 
 

@@ -128,5 +128,6 @@ def test_what_names_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert names_a_repository("somebody/sdxl-golden")
     for other in ("engines", "./engines/sdxl", "/engines/sdxl", "a/b/c", "a/b:c", Path("a/b"), 3, "~/x"):
         assert not names_a_repository(other)
-    (tmp_path / "engines").mkdir()
     assert not names_a_repository("engines/sdxl")
+    (tmp_path / "somebody").mkdir()
+    assert not names_a_repository("somebody/sdxl-golden")
