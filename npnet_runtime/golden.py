@@ -267,14 +267,14 @@ class GoldenNoise:
                     f"warm_up: expected positive numbers of rows and callers, given {batches} and {callers}"
                 )
         for size in [manifest.config.latent_shape[1:]] if sizes is None else sizes:
+            noise, prompt = random_inputs(manifest.config, [0], self.device, size)
+            check_noise_shape(tuple(noise.shape), manifest.config, self._resolution)
+            own = (noise.shape[1], *network_size(size, manifest.config))
+            with self._quiet():
+                texts = texts_of(prompt, 1, manifest.config, size, self._tokens)
+                self._path.warm_up(rows, callers, (own, *(tuple(text.shape[1:]) for text in texts)))
             for batch in rows:
                 noise, prompt = random_inputs(manifest.config, range(batch), self.device, size)
-                check_noise_shape(tuple(noise.shape), manifest.config, self._resolution)
-                own = network_size(size, manifest.config)
-                with self._quiet():
-                    texts = texts_of(prompt, batch, manifest.config, size, self._tokens)
-                    shapes = tuple(tuple(text.shape[1:]) for text in texts)
-                    self._path.warm_up([batch], callers, ((noise.shape[1], *own), *shapes))
                 self(self.prepare(noise), prompt)
                 self(noise, prompt)
 

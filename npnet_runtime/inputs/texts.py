@@ -198,7 +198,7 @@ def texts_of(
         read["second_embeds"] = prompt.second_embeds, prompt.second_mask
     pairs = [_masked(*pair, config.most_tokens) for pair in read.values()]
     found = [one_for_each(tensor, rows) for pair in pairs for tensor in pair]
-    places = positions(*size, config.stride).to(embeds.device).expand(rows, -1, -1, -1)
+    places = positions(size[0], size[1], config.stride, embeds.device).expand(rows, -1, -1, -1)
     pooled = () if prompt.pooled is None else (one_for_each(prompt.pooled, rows),)
     return (*found[:2], places, *pooled, *found[2:])
 

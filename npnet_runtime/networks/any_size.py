@@ -17,7 +17,6 @@ P: width of the pooled embedding, F: features of a position.
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import lru_cache
 from typing import Self
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from npnet_kernels import SVD
 from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.norms import GroupNorm
-from npnet_runtime.networks.unet import GROUPS, MASKED, PromptBlock, ResidualBlock, products_to_precision
+from npnet_runtime.networks.unet import GROUPS, MASKED, PromptBlock, levels, products_to_precision
 
 FREQUENCIES = 4
 FEATURES = 4 + 4 * FREQUENCIES
@@ -37,8 +36,8 @@ FEATURES = 4 + 4 * FREQUENCIES
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # kept, and what is made in that mode can never be trained with
-def positions(height: int, width: int, stride: int) -> Tensor:
-    """Features of the places of the lowest level, (F, h, w) float32 on the CPU, for noise of H x W.
+def positions(height: int, width: int, stride: int, device: torch.device | str = "cpu") -> Tensor:
+    """Features of the places of the lowest level, (F, h, w) float32, for noise of H x W; kept on its device.
 
     Coordinates are -1 at the upper and left edge and 1 at the lower and right edge of the noise itself,
     whatever it was padded to, with sines and cosines of 1 to 8 half turns; then the logarithms of the aspect
@@ -55,7 +54,7 @@ def positions(height: int, width: int, stride: int) -> Tensor:
             features += [(axis * math.pi / 2 * 2**power).sin(), (axis * math.pi / 2 * 2**power).cos()]
     features += [torch.full_like(y, math.log(width / height)), torch.full_like(y, math.log2(height * width))]
     features[-1] = features[-1] / 10 - 1
-    return torch.stack(features).float()
+    return torch.stack(features).float().to(device)
 
 
 def pad(noise: Tensor, stride: int) -> Tensor:
@@ -73,16 +72,7 @@ class AnySizeCore(nn.Module):
         self.config = config
         widths, lowest = config.channels, config.channels[-1]
         self.read = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.down_blocks, self.downs = nn.ModuleList(), nn.ModuleList()
-        self.up_blocks, self.ups = nn.ModuleList(), nn.ModuleList()
-        for width, below in itertools.pairwise(widths):
-            self.down_blocks.append(nn.ModuleList(ResidualBlock(width, width) for _ in range(config.blocks)))
-            self.downs.append(nn.Conv2d(width, below, 3, stride=2, padding=1))
-            ups = [ResidualBlock(2 * width, width)]
-            self.up_blocks.append(
-                nn.ModuleList(ups + [ResidualBlock(width, width) for _ in range(config.blocks - 1)])
-            )
-            self.ups.append(nn.Conv2d(below, width, 3, padding=1))
+        self.down_blocks, self.downs, self.up_blocks, self.ups = levels(widths, config.blocks)
         self.position = nn.Conv2d(FEATURES, lowest, 1)
         self.always = nn.Parameter(torch.randn(lowest))
         self.text_norm, self.text = nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, lowest)
@@ -191,7 +181,7 @@ class AnySizeNet(nn.Module):
             (B, C, H, W) in the noise's dtype.
         """
         height, width = noise.shape[2:]
-        places = positions(height, width, self.config.stride).to(noise.device).expand(len(noise), -1, -1, -1)
+        places = positions(height, width, self.config.stride, noise.device).expand(len(noise), -1, -1, -1)
         extra = [] if pooled is None else [pooled]
         if second_embeds is not None:
             seconds = second_embeds.new_ones(second_embeds.shape[:2]) if second_mask is None else second_mask

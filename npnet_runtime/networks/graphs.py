@@ -120,12 +120,6 @@ def graphs(config: NetworkConfig) -> dict[str, Graph]:
     }
 
 
-def own_shapes(config: NetworkConfig) -> tuple[Shape, ...]:
-    """Shapes, without the batch, of the noise and the texts that an engine is tuned and checked with."""
-    reads_noise = next(graph for graph in graphs(config).values() if "noise" in graph.inputs)
-    return tuple(reads_noise.inputs.values())
-
-
 def _any_size(config: AnySizeConfig) -> Graph:
     stride = config.stride
     height, width = config.padded(config.latent_height, config.latent_width)

@@ -13,7 +13,6 @@ Shape suffixes: B batch, C latent channels, H x W latent size, T tokens, D width
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -26,7 +25,7 @@ from npnet_runtime.errors import ConfigError
 from npnet_runtime.networks.nearest import nearest_index
 from npnet_runtime.networks.norms import GroupNorm
 from npnet_runtime.networks.npnet_config import fields_from_dict, require_positive_ints
-from npnet_runtime.networks.unet import GROUPS, PromptBlock, ResidualBlock, products_to_precision
+from npnet_runtime.networks.unet import GROUPS, PromptBlock, levels, products_to_precision
 
 LOWEST_SIDE, LOWEST_WIDTHS, LEAST_WIDTH = 16, (48, 96), 16
 FLOAT32_PARTS = ("norms", "softmax", "sums of residual blocks", "first and last convolution")
@@ -134,21 +133,13 @@ class PromptAttentionNet(nn.Module):
         self.config = config
         widths, lowest = config.channels, config.channels[-1]
         self.read = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.down_blocks, self.downs = nn.ModuleList(), nn.ModuleList()
-        self.up_blocks, self.ups = nn.ModuleList(), nn.ModuleList()
+        self.down_blocks, self.downs, self.up_blocks, self.ups = levels(widths, config.blocks)
         # From the level below, which a stride of two left half as high and wide, rounded up.
         sizes = [(config.latent_height, config.latent_width)]
-        for level, (width, below) in enumerate(itertools.pairwise(widths)):
+        for level in range(len(widths) - 1):
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
             for name, large, small in zip(("rows", "columns"), *sizes[-2:], strict=True):
                 self.register_buffer(f"{name}_{level}", nearest_index(small, large), persistent=False)
-            self.down_blocks.append(nn.ModuleList(ResidualBlock(width, width) for _ in range(config.blocks)))
-            self.downs.append(nn.Conv2d(width, below, 3, stride=2, padding=1))
-            first = [ResidualBlock(2 * width, width)]
-            self.up_blocks.append(
-                nn.ModuleList(first + [ResidualBlock(width, width) for _ in range(config.blocks - 1)])
-            )
-            self.ups.append(nn.Conv2d(below, width, 3, padding=1))
         self.text_norm = nn.LayerNorm(config.text_dim)
         self.text = nn.Linear(config.text_dim, lowest)
         self.position = nn.Parameter(torch.randn(lowest, *config.lowest_shape) * 0.1)

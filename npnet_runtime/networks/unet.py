@@ -5,7 +5,8 @@ Products are in the precision of their weights; norms, softmax and the sums of r
 
 from __future__ import annotations
 
-from collections.abc import Container
+import itertools
+from collections.abc import Container, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,29 @@ class PromptBlock(nn.Module):
         dtype = self.to_prompt.q.weight.dtype
         positions = positions + self.mlp(self.norm(positions).to(dtype)).float()
         return positions.transpose(1, 2).unflatten(2, (x.shape[2], x.shape[3]))
+
+
+def levels(
+    widths: Sequence[int], blocks: int
+) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList, nn.ModuleList]:
+    """What stands between the levels of a UNet, from the full resolution down, for each but the lowest.
+
+    Args:
+        widths: of the levels.
+        blocks: residual blocks of each, on the way down and on the way up.
+
+    Returns:
+        Lists of residual blocks before a level is left, convolutions of stride two that leave it, lists of
+        residual blocks after it is entered again, beside what was left, and convolutions that enter it.
+    """
+    down_blocks, downs, up_blocks, ups = (nn.ModuleList() for _ in range(4))
+    for width, below in itertools.pairwise(widths):
+        down_blocks.append(nn.ModuleList(ResidualBlock(width, width) for _ in range(blocks)))
+        downs.append(nn.Conv2d(width, below, 3, stride=2, padding=1))
+        first = [ResidualBlock(2 * width, width)]
+        up_blocks.append(nn.ModuleList(first + [ResidualBlock(width, width) for _ in range(blocks - 1)]))
+        ups.append(nn.Conv2d(below, width, 3, padding=1))
+    return down_blocks, downs, up_blocks, ups
 
 
 def products_to_precision(network: nn.Module, skip: Container[nn.Module], dtype: torch.dtype) -> None:

@@ -114,7 +114,7 @@ class Call:
         if given is None:
             return prepared(self.draw)
         check_device(bound.arguments.get("device", given.device), self._golden.device)
-        noise, _ = unpacked(given.to(self._golden.device), prepared)
+        noise = unpacked(given.to(self._golden.device), prepared)
         return prepared(functools.partial(self._given, given, noise))
 
     def draw(

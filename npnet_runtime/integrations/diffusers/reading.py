@@ -28,8 +28,6 @@ from npnet_runtime.networks.registry import NetworkConfig
 
 ENCODE, PREPARE = "encode_prompt", "prepare_latents"
 NEGATIVE = ("negative", "neg_", "uncond", "base_", "_")
-ROLES = ("embeds", "mask", "pooled", "second_embeds", "second_mask")
-"""What a network may read of a prompt: the fields of `Prompt`."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Once:
             )
 
 
-def unpacked(given: Tensor, prepare: Callable[[Callable[..., Tensor]], Any]) -> tuple[Tensor, str]:
+def unpacked(given: Tensor, prepare: Callable[[Callable[..., Tensor]], Any]) -> Tensor:
     """Noise that a caller passed, in the shape in which the pipeline would have drawn it.
 
     How a pipeline packs is asked of the pipeline itself, with the numbers 0, 1, 2, ... in place of noise.
@@ -83,7 +83,7 @@ def unpacked(given: Tensor, prepare: Callable[[Callable[..., Tensor]], Any]) -> 
         prepare: runs the pipeline's own `prepare_latents` with a draw, and gives what it returns.
 
     Returns:
-        The noise, and `"packed"` or `"unpacked"`: how it was given.
+        The noise.
 
     Raises:
         PipelineError: it has neither shape.
@@ -99,13 +99,13 @@ def unpacked(given: Tensor, prepare: Callable[[Callable[..., Tensor]], Any]) -> 
     packed = result[0] if isinstance(result, (tuple, list)) else result
     drawn = shapes[0] if shapes else ()
     if tuple(given.shape) == drawn or tuple(packed.shape) == drawn:
-        return given, "unpacked"  # of another size than it draws: whether that can be is the engine's to say
+        return given  # of another size than it draws: whether that can be is the engine's to say
     places = packed.flatten().round().long()
     each = torch.arange(places.numel(), device=places.device)
     if tuple(given.shape) == tuple(packed.shape) and torch.equal(places.sort().values, each):
         flat = torch.empty_like(given.flatten())
         flat[places] = given.flatten()
-        return flat.reshape(drawn), "packed"
+        return flat.reshape(drawn)
     raise PipelineError(
         f"latents: expected noise of shape {drawn}, as it is drawn, or {tuple(packed.shape)}, as it is "
         f"packed, given {tuple(given.shape)}"
