@@ -11,6 +11,21 @@ from types import FrameType
 STOPPING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 """Signals beside Ctrl-C that ask a command to stop: from a scheduler, and from a terminal that is closed."""
 
+INTERRUPTED = 130
+"""Exit status of a command that was interrupted, as shells say it."""
+
+
+def interrupted_status() -> int:
+    """Forget an interruption that was caught, for a process that ends in order.
+
+    Returns:
+        `INTERRUPTED`.
+    """
+    # CPython remembers a KeyboardInterrupt that passed through `exec` of a text, as PyTorch's and SymPy's
+    # do, even if it is caught later: `python -m` would end by SIGINT, whatever status it is given.
+    exec("")
+    return INTERRUPTED
+
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:

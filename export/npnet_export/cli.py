@@ -35,7 +35,7 @@ from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.bundles.manifest import FILENAME
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
-from npnet_runtime.interruption import STOPPING, handling
+from npnet_runtime.interruption import STOPPING, handling, interrupted_status
 from npnet_runtime.weights.checkpoint import own_config
 from npnet_runtime.weights.hub import hide_progress
 from npnet_runtime.weights.models import ModelSpec
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Libraries may turn the interruption into an error of theirs.
             if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
                 print("npnet-export: interrupted; nothing was written", file=sys.stderr)
-                return 130
+                return interrupted_status()
             if isinstance(error, BrokenPipeError):  # `npnet-export --list | head -1`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 1

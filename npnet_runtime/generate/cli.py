@@ -21,6 +21,7 @@ from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy
 from npnet_runtime.inputs.strength import check_strength
 from npnet_runtime.integrations.diffusers.loading import dtype_option, quiet_loading
+from npnet_runtime.interruption import interrupted_status
 
 if TYPE_CHECKING:
     from npnet_runtime.generate.images import Made
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             "npnet-generate: interrupted; images made so far are kept, run it again to go on", file=sys.stderr
         )
-        return 130
+        return interrupted_status()
     return 0
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from npnet_runtime.interruption import STOPPING, handling
+from npnet_runtime.interruption import INTERRUPTED, STOPPING, handling
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -52,3 +55,15 @@ def test_other_threads_change_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_the_status_is_that_of_the_command_wherever_it_was_interrupted(tmp_path: Path) -> None:
+    # through a text that is executed, as libraries of the commands do
+    (tmp_path / "command.py").write_text(
+        "import sys\nfrom npnet_runtime.interruption import interrupted_status\n"
+        "try:\n    exec('raise KeyboardInterrupt')\n"
+        "except KeyboardInterrupt:\n    sys.exit(interrupted_status())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "command"]
+    assert subprocess.run(command, env=environment, cwd=tmp_path).returncode == INTERRUPTED

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from npnet_runtime.errors import NPNetError
-from npnet_runtime.interruption import STOPPING, handling
+from npnet_runtime.interruption import STOPPING, handling, interrupted_status
 from npnet_training.settings import S, parse
 
 
@@ -49,4 +49,4 @@ def run(
         return 2
     except KeyboardInterrupt:
         print(f"stopped; {stopped}", file=sys.stderr)
-        return 130
+        return interrupted_status()

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from importlib import import_module
 
+from npnet_runtime.interruption import interrupted_status
 from npnet_training.cores import announce, share_cores
 from npnet_training.help import stored
 
@@ -21,7 +22,7 @@ def _run(command: str, module: str) -> int:
         return status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return interrupted_status()
 
 
 export = partial(_run, "npnet-export", "npnet_export.cli")
