@@ -18,7 +18,7 @@ from npnet_runtime.integrations.diffusers.ahead import Ahead
 from npnet_runtime.integrations.diffusers.checks import check_device, denoiser, planar
 from npnet_runtime.integrations.diffusers.draw import Draw
 from npnet_runtime.integrations.diffusers.reading import NEGATIVE, default_reads, prompt_from, reading_of
-from npnet_runtime.integrations.diffusers.redrawing import Once, redrawn, unpacked
+from npnet_runtime.integrations.diffusers.redrawing import Once, packing_of, redrawn
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
 from npnet_runtime.networks.npnet_config import NPNetConfig
 
@@ -114,7 +114,8 @@ class Call:
         if given is None:
             return prepared(self.draw)
         check_device(bound.arguments.get("device", given.device), self._golden.device)
-        noise = unpacked(given.to(self._golden.device), prepared)
+        device = self._golden.device
+        noise = packing_of(prepared, device).unpack(given.to(device))
         return prepared(functools.partial(self._given, given, noise))
 
     def draw(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -73,40 +74,63 @@ class Once:
             )
 
 
-def unpacked(given: Tensor, prepare: Callable[[Callable[..., Tensor]], Any]) -> Tensor:
-    """Noise that a caller passed, in the shape in which the pipeline would have drawn it.
-
-    How a pipeline packs is asked of the pipeline itself, with the numbers 0, 1, 2, ... in place of noise.
+@dataclass(frozen=True)
+class Packing:
+    """How a pipeline lays out the noise that it draws.
 
     Args:
-        given: packed, or not.
+        drawn: shape of the noise as it is drawn, (B, C, H, W) but for axes of length 1.
+        packed: shape of what `prepare_latents` makes of it.
+        places: for each entry of the packed noise, in order, which of the drawn one it is; None if
+            `prepare_latents` does not only move them.
+    """
+
+    drawn: tuple[int, ...]
+    packed: tuple[int, ...]
+    places: Tensor | None
+
+    def unpack(self, given: Tensor) -> Tensor:
+        """Packed values as they would have been drawn, gradients and all; unpacked ones as they are.
+
+        Raises:
+            PipelineError: they have neither shape.
+        """
+        shape = tuple(given.shape)
+        if shape == self.drawn or self.drawn == self.packed:
+            return given  # of another size than it draws: whether that can be is the engine's to say
+        if shape == self.packed and self.places is not None:
+            flat = torch.empty_like(given.flatten()).index_copy(
+                0, self.places.to(given.device), given.flatten()
+            )
+            return flat.reshape(self.drawn)
+        raise PipelineError(
+            f"latents: expected noise of shape {self.drawn}, as it is drawn, or {self.packed}, as it is "
+            f"packed, given {shape}"
+        )
+
+
+def packing_of(prepare: Callable[[Callable[..., Tensor]], Any], device: torch.device | str) -> Packing:
+    """How a pipeline packs, asked of the pipeline itself, with the numbers 0, 1, 2, ... in place of noise.
+
+    Args:
         prepare: runs the pipeline's own `prepare_latents` with a draw, and gives what it returns.
-
-    Returns:
-        The noise.
-
-    Raises:
-        PipelineError: it has neither shape.
+        device: where the numbers are made.
     """
     shapes: list[tuple[int, ...]] = []
 
     def count(shape: Any, **_: Any) -> Tensor:
         shapes.append(tuple(shape))
         total = math.prod(shapes[0])
-        return torch.arange(total, dtype=torch.float64, device=given.device).reshape(shapes[0])
+        return torch.arange(total, dtype=torch.float64, device=device).reshape(shapes[0])
 
-    result = prepare(count)
-    packed = result[0] if isinstance(result, (tuple, list)) else result
-    drawn = shapes[0] if shapes else ()
-    if tuple(given.shape) == drawn or tuple(packed.shape) == drawn:
-        return given  # of another size than it draws: whether that can be is the engine's to say
+    packed = prepared_latents(prepare(count))
     places = packed.flatten().round().long()
     each = torch.arange(places.numel(), device=places.device)
-    if tuple(given.shape) == tuple(packed.shape) and torch.equal(places.sort().values, each):
-        flat = torch.empty_like(given.flatten())
-        flat[places] = given.flatten()
-        return flat.reshape(drawn)
-    raise PipelineError(
-        f"latents: expected noise of shape {drawn}, as it is drawn, or {tuple(packed.shape)}, as it is "
-        f"packed, given {tuple(given.shape)}"
-    )
+    moved = bool(shapes) and torch.equal(places.sort().values, each)
+    return Packing(shapes[0] if shapes else (), tuple(packed.shape), places if moved else None)
+
+
+def prepared_latents(result: Any) -> Tensor:
+    """The latents of what `prepare_latents` returns; some pipelines return ids with them."""
+    latents: Tensor = result[0] if isinstance(result, (tuple, list)) else result
+    return latents

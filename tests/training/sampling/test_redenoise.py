@@ -13,6 +13,7 @@ from torch import Tensor
 
 from npnet_training.errors import SettingsError
 from npnet_training.sampling import Denoiser, RedenoiseSettings, draw_noise, redenoise
+from support import families
 
 PROMPTS = ["a red cup", "two cats"]
 Make = Callable[..., Denoiser]
@@ -87,10 +88,7 @@ def test_flow_prediction(with_scheduler: Make, scheduler: str, config: dict[str,
 
 
 def _velocity(denoiser: Denoiser, latents: Tensor, step: float, conditioning: Any, guidance: float) -> Tensor:
-    outputs = []
-    for inputs in (conditioning.negative, conditioning.positive):
-        outputs.append(denoiser.family.forward(latents, torch.tensor(step), inputs))
-    return outputs[0] + guidance * (outputs[1] - outputs[0])
+    return families.output("sdxl", denoiser.pipe, latents, step, conditioning, guidance)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
@@ -128,11 +126,14 @@ def test_equal_guidance_is_the_identity_where_the_prediction_is_constant(
     noise, conditioning = inputs(any_denoiser)
     fields = torch.randn(2, 2, *any_denoiser.latent_shape)
 
-    def constant(latents: Tensor, *_: object) -> Tensor:
-        return fields.flatten(0, 1) if len(latents) == 4 else fields[1]
+    learned = "transformer" in any_denoiser.pipe.components  # Hunyuan-DiT also gives the variance
 
-    monkeypatch.setattr(any_denoiser.family, "forward", constant)
-    for guidance in (1.0, 0.0, 7.5):
+    def constant(latents: Tensor, *_: object, **__: object) -> tuple[Tensor]:
+        found = fields.flatten(0, 1) if len(latents) == 4 else fields[1]
+        return (torch.cat([found, found], 1) if learned else found,)
+
+    monkeypatch.setattr(any_denoiser.network, "forward", constant)
+    for guidance in (1.0, 7.5):
         settings = RedenoiseSettings(guidance=guidance, inversion_guidance=guidance, repetitions=2)
         golden = redenoise(any_denoiser, noise, conditioning, settings)
         torch.testing.assert_close(golden, noise, atol=1e-4, rtol=0)

@@ -46,7 +46,7 @@ def test_pipeline_makes_images_and_is_a_diffusers_folder(built: Path) -> None:
     assert denoiser.text_shape == (TOKENS, WIDTH)
     noise = draw_noise([1, 2], denoiser.latent_shape)
     images = sample_images(
-        pipe, ["a red circle", "a blue cross"], noise, SampleSettings(steps=2, guidance=2.0)
+        denoiser, ["a red circle", "a blue cross"], noise, SampleSettings(steps=2, guidance=2.0)
     )
     assert [image.size for image in images] == [(32, 32)] * 2
     from diffusers import DiffusionPipeline

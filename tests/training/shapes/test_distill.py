@@ -57,7 +57,7 @@ def test_student_comes_closer_to_the_teacher(
 
     def distance(denoiser: Denoiser) -> float:
         with torch.no_grad():
-            found = sample_latents(denoiser, states[:, 0], Conditioning(conditioning.prompt_embeds), 2, 1.0)
+            found = sample_latents(denoiser, states[:, 0], Conditioning(conditioning.positive), 2, 1.0)
         return float((found - states[:, -1]).square().mean())
 
     assert distance(student) < 0.8 * distance(teacher)

@@ -143,7 +143,11 @@ def test_an_arm_is_its_network() -> None:
     change = made["prompt-attention"].change
     assert change is not None
     with torch.no_grad():
-        torch.testing.assert_close(change(noise, Conditioning(embeds)), network(noise, embeds))
+        torch.testing.assert_close(
+            change(noise, Conditioning({"prompt_embeds": embeds})), network(noise, embeds)
+        )
         others = made["prompt-attention, prompts of others"].change
         assert others is not None
-        torch.testing.assert_close(others(noise, Conditioning(embeds)), network(noise, embeds.flip(0)))
+        torch.testing.assert_close(
+            others(noise, Conditioning({"prompt_embeds": embeds})), network(noise, embeds.flip(0))
+        )

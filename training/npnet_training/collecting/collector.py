@@ -66,7 +66,7 @@ class Collector:
         if self.scorers:
 
             def images(noise: Tensor) -> list[Any]:
-                return sample_images(self.pipe, conditioning, noise, settings.sample, seeds=item.seeds)
+                return sample_images(self.denoiser, conditioning, noise, settings.sample, seeds=item.seeds)
 
             plain, golden = images(source), images(torch.nan_to_num(target.float()))
             before = score_all(self.scorers, item.prompts, plain)

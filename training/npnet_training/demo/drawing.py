@@ -121,7 +121,7 @@ class Artist:
     def _judged(
         self, prompts: list[str], seeds: list[int], conditioning: Conditioning, noise: Tensor
     ) -> list[Drawn]:
-        images = sample_images(self.pipe, conditioning, noise, self._sample, seeds=seeds)
+        images = sample_images(self.denoiser, conditioning, noise, self._sample, seeds=seeds)
         return [
             Drawn(prompt, seed, image, judge(prompt, image))
             for prompt, seed, image in zip(prompts, seeds, images, strict=True)
@@ -132,7 +132,7 @@ class Artist:
         self.golden(noise, conditioning.prompt_embeds)
         golden = time.perf_counter() - began
         with _stopwatch(self.pipe.unet) as calls:
-            sample_images(self.pipe, conditioning, noise, self._sample)
+            sample_images(self.denoiser, conditioning, noise, self._sample)
         return golden, sum(calls)
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:

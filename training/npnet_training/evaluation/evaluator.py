@@ -102,14 +102,14 @@ class Evaluator:
     ) -> tuple[list[Image.Image], int]:
         """Images, and how many are the first candidate because the chooser gave none of theirs a number."""
         sample = self.settings.sample
-        best = sample_images(self.pipe, conditioning, noise, sample, seeds=seeds)
+        best = sample_images(self.denoiser, conditioning, noise, sample, seeds=seeds)
         if arm.chooser is None:
             return best, 0
         scores = _ranks(arm.name, arm.chooser, texts, best)
         for candidate in range(1, arm.candidates):
             others = [seed + candidate * CANDIDATES for seed in seeds]
             noise = draw_noise(others, self.denoiser.latent_shape).to(self.settings.device)
-            images = sample_images(self.pipe, conditioning, noise, sample, seeds=others)
+            images = sample_images(self.denoiser, conditioning, noise, sample, seeds=others)
             given = _ranks(arm.name, arm.chooser, texts, images)
             for row in np.flatnonzero(given > scores):
                 best[row], scores[row] = images[row], given[row]

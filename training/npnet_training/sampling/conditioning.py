@@ -2,85 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from npnet_training.errors import SettingsError
 
+Value = Tensor | list[Tensor]
+"""(B, ...), or one tensor for each of B prompts."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
-    """A batch of encoded prompts.
+    """A batch of encoded prompts, by the arguments that the pipeline's call has for them.
 
     Args:
-        prompt_embeds: (B, tokens, width), what a golden-noise network reads, in the pipeline's dtype.
-        rest: what else the model reads of the prompts, by the pipeline's argument: pooled embeddings,
-            masks, those of a second text encoder; (B, ...) each.
-        negative: all of it for the negative prompt, (B, ...) each; None if it was not asked for.
+        positive: of the prompts, `prompt_embeds` among them: embeddings, masks, pooled ones, those of further
+            text encoders; B rows each, in the pipeline's dtype.
+        negative: of the negative prompt, under `negative_...`, B rows each; None if it was not asked for.
     """
 
-    prompt_embeds: Tensor
-    rest: Mapping[str, Tensor] = field(default_factory=dict)
-    negative: Mapping[str, Tensor] | None = None
+    positive: Mapping[str, Value]
+    negative: Mapping[str, Value] | None = None
 
     def __len__(self) -> int:
-        return len(self.prompt_embeds)
+        return len(self.positive["prompt_embeds"])
 
     def __getitem__(self, rows: slice | list[int]) -> Conditioning:
         """The given rows."""
-        negative = None if self.negative is None else {k: v[rows] for k, v in self.negative.items()}
-        return Conditioning(self.prompt_embeds[rows], {k: v[rows] for k, v in self.rest.items()}, negative)
+        return self._map(lambda value: _take(value, rows))
 
     @property
-    def positive(self) -> dict[str, Tensor]:
-        """Everything of the prompts, by the pipeline's argument."""
-        return {"prompt_embeds": self.prompt_embeds, **self.rest}
-
-    def guided(self) -> dict[str, Tensor]:
-        """Negative and positive rows in one batch of 2 B, in this order.
+    def prompt_embeds(self) -> Tensor:
+        """(B, tokens, width).
 
         Raises:
-            SettingsError: it was made without the negative prompt.
+            SettingsError: the pipeline has a tensor of its own for each prompt.
         """
-        negative = self._negative()
-        return {name: torch.cat([negative[name], value]) for name, value in self.positive.items()}
+        embeds = self.positive["prompt_embeds"]
+        if not isinstance(embeds, Tensor):
+            raise SettingsError("expected prompts in one tensor, given one for each prompt")
+        return embeds
 
-    def arguments(self, guided: bool) -> dict[str, Tensor]:
+    def arguments(self, guided: bool) -> dict[str, Value]:
         """Keyword arguments of the pipeline's call.
 
         Raises:
             SettingsError: guided, and made without the negative prompt.
         """
         if not guided:
-            return self.positive
-        return self.positive | {f"negative_{name}": value for name, value in self._negative().items()}
+            return {**self.positive}
+        if self.negative is None:
+            raise SettingsError(
+                "guidance: a scale other than 1 needs the negative prompt; encode with unconditional=True"
+            )
+        return {**self.positive, **self.negative}
 
     def to(self, device: torch.device | str) -> Conditioning:
         """The same on a device."""
-        negative = None if self.negative is None else {k: v.to(device) for k, v in self.negative.items()}
-        rest = {k: v.to(device) for k, v in self.rest.items()}
-        return Conditioning(self.prompt_embeds.to(device), rest, negative)
+
+        def moved(value: Value) -> Value:
+            return value.to(device) if isinstance(value, Tensor) else [part.to(device) for part in value]
+
+        return self._map(moved)
+
+    def expand(self, rows: int) -> Conditioning:
+        """One prompt as so many."""
+
+        def repeated(value: Value) -> Value:
+            return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) else [*value] * rows
+
+        return self._map(repeated)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the prompts' own values; the negative one's are shared."""
+        values = self.positive.values()
+        return sum(
+            part.nbytes for value in values for part in ([value] if isinstance(value, Tensor) else value)
+        )
 
     @staticmethod
     def cat(parts: Iterable[Conditioning]) -> Conditioning:
         """One batch of several of the same model.
 
-        The negative prompts are kept if every part has one.
+        Prompts of fewer tokens than the longest are filled up, where the pipeline has a mask for them. The
+        negative prompts are kept if every part has one.
         """
         parts = list(parts)
-        rest = {name: torch.cat([part.rest[name] for part in parts]) for name in parts[0].rest}
         negatives = [part.negative for part in parts if part.negative is not None]
-        negative = None
-        if len(negatives) == len(parts):
-            negative = {name: torch.cat([one[name] for one in negatives]) for name in negatives[0]}
-        return Conditioning(torch.cat([part.prompt_embeds for part in parts]), rest, negative)
+        positive = joined([part.positive for part in parts])
+        return Conditioning(positive, joined(negatives) if len(negatives) == len(parts) else None)
 
-    def _negative(self) -> Mapping[str, Tensor]:
-        if self.negative is None:
-            raise SettingsError(
-                "guidance: a scale other than 1 needs the negative prompt; encode with unconditional=True"
-            )
-        return self.negative
+    def _map(self, function: Callable[[Value], Value]) -> Conditioning:
+        negative = self.negative
+        return Conditioning(
+            {name: function(value) for name, value in self.positive.items()},
+            None if negative is None else {name: function(value) for name, value in negative.items()},
+        )
+
+
+def joined(parts: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """Values of several batches in one, filled up to the longest prompt.
+
+    Raises:
+        SettingsError: prompts of different lengths, and no mask that says so.
+    """
+    found: dict[str, Value] = {}
+    for name, first in parts[0].items():
+        values = [part[name] for part in parts]
+        if isinstance(first, list):
+            found[name] = [row for value in values for row in value]
+            continue
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        lengths = {value.shape[1] for value in tensors if value.dim() > 1}
+        if len(lengths) > 1 and not any("mask" in other for other in parts[0]):
+            raise SettingsError(f"{name}: expected prompts of one length, given {sorted(lengths)} tokens")
+        found[name] = torch.cat([_filled(value, max(lengths, default=0)) for value in tensors])
+    return found
+
+
+def _filled(value: Tensor, tokens: int) -> Tensor:
+    if value.dim() < 2 or value.shape[1] == tokens:
+        return value
+    return F.pad(value, [0, 0] * (value.dim() - 2) + [0, tokens - value.shape[1]])
+
+
+def _take(value: Value, rows: slice | list[int]) -> Value:
+    if isinstance(value, Tensor):
+        return value[rows]
+    return value[rows] if isinstance(rows, slice) else [value[row] for row in rows]

@@ -1,76 +1,97 @@
-"""A diffusers pipeline's own denoiser and noise schedule as one function of latents, timestep and prompt."""
+"""A diffusers pipeline as one function of latents, timestep and prompt: its own call does the work."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from npnet_runtime.integrations.diffusers.checks import denoiser
+from npnet_runtime.integrations.diffusers.reading import NEGATIVE
 from npnet_training.errors import ModelError, SettingsError
-from npnet_training.sampling.conditioning import Conditioning
-from npnet_training.sampling.families import family_of
-from npnet_training.sampling.schedule import NoiseSchedule, Solver
+from npnet_training.sampling.conditioning import Conditioning, Value
+from npnet_training.sampling.guidance import guidance_of
+from npnet_training.sampling.schedule import NoiseSchedule, Prediction, Solver
+from npnet_training.sampling.steering import Drawn, SteeredPipeline
 
-
-class Prediction(NamedTuple):
-    """What the denoiser says of latents x_t = alpha_t x_0 + sigma_t eps; float32, (B, C, H, W) both."""
-
-    clean: Tensor
-    noise: Tensor
+_FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}  # of a call that ends early
+_LONGER = "a photo of a red cube and a blue ball on a wooden table"
 
 
 class Denoiser:
-    """Predictions of any supported pipeline, in one parametrisation.
+    """Predictions of any text-to-image pipeline that golden noise can be attached to, in one parametrisation.
 
     Latents are x_t = alpha_t x_0 + sigma_t eps with unit variance at the noisy end, whatever the pipeline's
-    scheduler scales them by.
+    scheduler scales them by, in the layout in which the pipeline draws its noise, whatever it packs them to.
+    Predictions are those of the pipeline's own call, guided as it guides.
 
     Args:
-        pipe: a StableDiffusionXLPipeline, StableDiffusionPipeline or HunyuanDiTPipeline; not changed.
+        pipe: a text-to-image pipeline of diffusers; not changed.
+        size: of images in pixels, (height, width); None for the pipeline's own.
+        options: of the pipeline's call, where its defaults are not wanted, such as `max_sequence_length`.
 
     Raises:
-        ModelError: the class of the pipeline or of its scheduler, or what it predicts, is unknown.
+        ModelError: it is no such pipeline, or one for inpainting or editing.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(
+        self, pipe: Any, size: tuple[int, int] | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
         self.pipe = pipe
-        self.family = family_of(pipe)
-        self.schedule = NoiseSchedule(pipe.scheduler)
-        config = self.family.network.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.latent_shape: tuple[int, int, int] = (config.in_channels, height, width)
-        if config.in_channels != pipe.vae.config.latent_channels:
+        self.steered = SteeredPipeline(pipe, options)
+        self.guidance = guidance_of(self.steered.copy(), self.steered.parameters)
+        self._size = {} if size is None else {"height": size[0], "width": size[1]}
+        self._empty: dict[str, tuple[Conditioning, Drawn]] = {}
+        config = getattr(getattr(pipe, "unet", None), "config", None)
+        if config is not None and config.in_channels != pipe.vae.config.latent_channels:
             raise ModelError(
                 f"model: expected a denoiser of the decoder's {pipe.vae.config.latent_channels} channels, "
                 f"given one of {config.in_channels}; inpainting and editing models cannot be used"
             )
-        self._negatives: dict[str, dict[str, Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser runs."""
-        return self.pipe._execution_device
+        return self.steered.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the denoiser's weights."""
-        return self.family.network.dtype
+    def network(self) -> Any:
+        """The network that removes the noise."""
+        return denoiser(self.pipe)
+
+    @functools.cached_property
+    def schedule(self) -> NoiseSchedule:
+        """Noise levels of the pipeline's scheduler.
+
+        Raises:
+            ModelError: they, or what its network predicts, are unknown.
+        """
+        return NoiseSchedule(self.pipe.scheduler)
 
     @property
-    def prediction_type(self) -> str:
-        """`epsilon`, `v_prediction` or `flow_prediction`."""
-        return self.schedule.prediction_type
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the noise of an image of the denoiser's size."""
+        _, channels, height, width = self._negative("")[1].shape
+        return channels, height, width
 
     @functools.cached_property
     def text_shape(self) -> tuple[int, int]:
-        """Tokens and width of `Conditioning.prompt_embeds`."""
-        tokens, width = self._negative("")["prompt_embeds"].shape[1:]
-        return tokens, width
+        """Tokens, at most, and width of `prompt_embeds`."""
+        shapes = [
+            part.shape[-2:]
+            for prompt in ("", _LONGER)
+            for part in self.encode([prompt], unconditional=False).positive["prompt_embeds"]
+        ]
+        (short, width), (longer, _) = shapes
+        if short == longer:
+            return short, width
+        longest = self.steered.parameters.get("max_sequence_length")
+        given = self.steered.options.get("max_sequence_length", getattr(longest, "default", longer))
+        return max(int(given), longer), width
 
     @torch.no_grad()
     def encode(
@@ -81,34 +102,35 @@ class Denoiser:
         Args:
             prompts: B of them.
             negative: of all of them; "" is what the pipeline takes when it is given none.
-            unconditional: with the negative prompt, which guidance needs; it is encoded once.
+            unconditional: with the negative prompt, which mixed guidance needs; it is encoded once.
         """
-        encoded = self.family.encode(prompts)
-        embeds = encoded.pop("prompt_embeds")
-        if not unconditional:
-            return Conditioning(embeds, encoded)
-        rows = len(prompts)
-        shared = self._negative(negative)
-        return Conditioning(
-            embeds, encoded, {name: value.expand(rows, *value.shape[1:]) for name, value in shared.items()}
+        values, _ = self.steered.encode(
+            prompt=list(prompts), **self._size, **self.guidance.arguments(1.0), **_FEW
         )
+        positive = self._taken(values, negative=False)
+        if not unconditional or self.guidance.kind != "mixed":
+            return Conditioning(positive)
+        shared = self._negative(negative)[0].expand(len(prompts))
+        return Conditioning(positive, shared.negative)
 
     def predict(
         self, latents: Tensor, timestep: float | Tensor, conditioning: Conditioning, guidance_scale: float
     ) -> Tensor:
-        """The noise in latents, with classifier-free guidance.
+        """The noise in latents, guided.
 
         Args:
             latents: (B, C, H, W), any float dtype.
             timestep: as `timesteps` gives it.
             conditioning: of B prompts.
-            guidance_scale: 1.0 runs the conditional half only.
+            guidance_scale: as the pipeline takes it; 1.0 runs the conditional half only where predictions are
+                mixed.
 
         Returns:
             (B, C, H, W), float32. Differentiable in the latents and the embeddings.
 
         Raises:
-            SettingsError: guidance without the negative prompt, or another number of prompts.
+            SettingsError: mixed guidance below 1 or without the negative prompt, another number of prompts.
+            ModelError: the pipeline refused the call, or its noise levels are unknown.
         """
         return self.denoise(latents, timestep, conditioning, guidance_scale).noise
 
@@ -125,33 +147,81 @@ class Denoiser:
                 f"conditioning: expected {len(latents)} prompts, one for each latent, "
                 f"given {len(conditioning)}"
             )
-        given = latents.to(self.device, self.dtype)
+        name = type(self.pipe).__name__
+        if self.guidance.kind == "mixed" and guidance_scale < 1:
+            raise SettingsError(f"guidance: expected 1, which is none, or more, given {guidance_scale}")
+        if self.guidance.kind == "none" and guidance_scale != 1:
+            raise SettingsError(f"guidance: expected 1, for {name} is not guided, given {guidance_scale}")
+        schedule = self.schedule
         step = torch.as_tensor(timestep, device=self.device)
-        if guidance_scale == 1.0:
-            output = self.family.forward(given, step, conditioning.positive).float()
+        latents = latents.to(self.device, torch.float32)
+        arguments = self.call_arguments(conditioning, guidance_scale, tuple(latents.shape))
+        output = self.steered.output(latents, step, **arguments, **_FEW)
+        return schedule.split(latents, float(step), output.float())
+
+    def call_arguments(
+        self, conditioning: Conditioning, guidance_scale: float | None, shape: Sequence[int]
+    ) -> dict[str, Any]:
+        """Keyword arguments of the pipeline's call, for noise of a shape (B, C, H, W).
+
+        Raises:
+            SettingsError: mixed guidance without the negative prompt.
+        """
+        if guidance_scale is None:
+            argument = self.guidance.argument
+            default = self.steered.parameters[argument].default if argument is not None else None
+            guided = isinstance(default, int | float) and self.guidance.mixes(float(default))
+            scale = {}
         else:
-            raw = self.family.forward(torch.cat([given, given]), step, conditioning.guided()).float()
-            free, bound = raw.chunk(2)
-            output = free + guidance_scale * (bound - free)
-        return self._split(latents.to(self.device, torch.float32), float(step), output)
+            guided, scale = self.guidance.mixes(guidance_scale), self.guidance.arguments(guidance_scale)
+        _, drawn = self._negative("")
+        height, width = (
+            pixels * side // own
+            for pixels, side, own in zip(drawn.pixels, shape[-2:], drawn.shape[-2:], strict=True)
+        )
+        given: dict[str, Any] = {**conditioning.to(self.device).arguments(guided), **scale}
+        if guided and "negative_prompt" in self.steered.parameters:
+            given["negative_prompt"] = None  # some have the empty one as a default, beside its embeddings
+        return {**given, "height": height, "width": width}
+
+    def of_steps(self, steps: int) -> dict[str, Any]:
+        """Keyword arguments of the pipeline's call for a number of steps."""
+        given: dict[str, Any] = {"num_inference_steps": steps}
+        if "intermediate_timesteps" in self.steered.parameters and steps != 2:
+            given["intermediate_timesteps"] = None  # the default is for two steps only
+        return given
 
     def alphas(self, timestep: float | Tensor) -> tuple[float, float]:
         """alpha_t and sigma_t."""
         return self.schedule.level(float(timestep))
 
-    def timesteps(self, steps: int, solver: Solver = "ddim") -> Tensor:
+    def timesteps(self, steps: int, solver: Solver = "ddim", shape: Sequence[int] | None = None) -> Tensor:
         """(steps,) timesteps from the noisiest, as the solver spaces them for this model.
+
+        Of a flow they are those that the pipeline sets for such a call, whatever the solver.
+
+        Args:
+            steps: of sampling.
+            solver: which spacing.
+            shape: of the noise, (..., C, H, W); None for the denoiser's own.
 
         Raises:
             SettingsError: more steps than the model was trained with.
         """
-        return self.schedule.timesteps(steps, solver)
+        if not self.schedule.set_by_pipeline:
+            return self.schedule.timesteps(steps, solver)
+        self.schedule.check_steps(steps)
+        noise = torch.zeros(1, *(self.latent_shape if shape is None else shape[-3:]))
+        arguments = self.call_arguments(self.encode([""], unconditional=False), 1.0, noise.shape)
+        with torch.no_grad():
+            found = self.steered.timesteps(noise, **arguments, **self.of_steps(steps))
+        return found.float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images of clean latents: (B, C, H, W) to (B, 3, height, width), float32 in [-1, 1].
 
-        Differentiable; float32 where the decoder overflows in half precision. Values beyond [-1, 1] are
-        clipped.
+        For autoencoders of the first kind, `AutoencoderKL`. Differentiable; float32 where the decoder
+        overflows in half precision. Values beyond [-1, 1] are clipped.
         """
         vae = self._vae
         config = vae.config
@@ -162,27 +232,47 @@ class Denoiser:
             latents = latents * latents.new_tensor(std).view(shape) / config.scaling_factor
             latents = latents + latents.new_tensor(mean).view(shape)
         else:
-            latents = latents / config.scaling_factor
+            latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
+
+    @property
+    def upcasts(self) -> bool:
+        """Whether the pipeline casts its decoder back and forth, which no gradient survives."""
+        vae = self.pipe.vae
+        return vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
 
     @functools.cached_property
     def _vae(self) -> Any:
-        vae = self.pipe.vae
-        if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            return copy.deepcopy(vae).float()  # a copy: the pipeline casts its own back and forth
-        return vae
+        return copy.deepcopy(self.pipe.vae).float() if self.upcasts else self.pipe.vae
 
-    def _negative(self, prompt: str) -> dict[str, Tensor]:
-        if prompt not in self._negatives:
-            with torch.no_grad():
-                self._negatives[prompt] = self.family.encode_negative(prompt)
-        return self._negatives[prompt]
+    @torch.no_grad()
+    def _negative(self, prompt: str) -> tuple[Conditioning, Drawn]:
+        """The negative prompt encoded, beside an empty one, and what such a call draws."""
+        if prompt not in self._empty:
+            mixed = self.guidance.kind == "mixed"
+            given: dict[str, Any] = {}
+            if mixed and (prompt or self.guidance.argument == "true_cfg_scale"):
+                given["negative_prompt"] = [prompt]
+            values, drawn = self.steered.encode(
+                prompt=[""], **given, **self._size, **self.guidance.arguments(5.0), **_FEW
+            )
+            negative = self._taken(values, negative=True) if mixed else None
+            self._empty[prompt] = Conditioning(self._taken(values, negative=False), negative), drawn
+        return self._empty[prompt]
 
-    def _split(self, latents: Tensor, timestep: float, output: Tensor) -> Prediction:
-        alpha, sigma = self.schedule.level(timestep)
-        if self.prediction_type == "epsilon":
-            return Prediction((latents - sigma * output) / alpha, output)
-        if self.prediction_type == "v_prediction":
-            return Prediction(alpha * latents - sigma * output, alpha * output + sigma * latents)
-        # d x_t / d sigma, with alpha = 1 - sigma
-        return Prediction(latents - sigma * output, latents + alpha * output)
+    def _taken(self, values: Mapping[str, Any], *, negative: bool) -> dict[str, Value]:
+        """What the pipeline's call takes of what it encoded; a mask of ones where it left one out."""
+        found: dict[str, Value] = {}
+        embeds: Tensor | None = None
+        for name, value in values.items():
+            if name not in self.steered.parameters or name.startswith(NEGATIVE) != negative:
+                continue
+            if isinstance(value, Tensor) and value.dim() == 3:
+                embeds = value
+            if value is None and "mask" in name and embeds is not None:
+                value = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+            if value is not None:
+                found[name] = value
+        if not negative and "prompt_embeds" not in found:
+            raise ModelError(f"{type(self.pipe).__name__}: its encode_prompt gave no prompt_embeds")
+        return found

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from npnet_training.sampling.conditioning import Conditioning
-from npnet_training.sampling.denoiser import Denoiser, Prediction
-from npnet_training.sampling.schedule import Level, Solver
+from npnet_training.sampling.denoiser import Denoiser
+from npnet_training.sampling.schedule import Level, Prediction, Solver
 from npnet_training.settings import Settings
 
 

@@ -13,6 +13,13 @@ PredictionType = Literal["epsilon", "v_prediction", "flow_prediction"]
 Solver = Literal["ddim", "dpm++"]
 
 
+class Prediction(NamedTuple):
+    """What the denoiser says of latents x_t = alpha_t x_0 + sigma_t eps; float32, (B, C, H, W) both."""
+
+    clean: Tensor
+    noise: Tensor
+
+
 class Level(NamedTuple):
     """How much signal and noise there is at a timestep."""
 
@@ -73,27 +80,48 @@ class NoiseSchedule:
             return self.final
         return _level(float(self._alphas_cumprod[int(timestep)]))
 
+    @property
+    def set_by_pipeline(self) -> bool:
+        """Whether the timesteps are those of the pipeline's call: of a flow, by its sigmas and its size."""
+        return self._flow_euler
+
+    def check_steps(self, steps: int) -> None:
+        """Check a number of steps.
+
+        Raises:
+            SettingsError: more than the model was trained with, or none.
+        """
+        if not 1 <= steps <= self.train_timesteps:
+            raise SettingsError(f"steps: expected 1 to {self.train_timesteps} for this model, given {steps}")
+
+    def split(self, latents: Tensor, timestep: float, output: Tensor) -> Prediction:
+        """Clean latents and noise of the network's output.
+
+        Args:
+            latents: x_t, (B, C, H, W) float32.
+            timestep: t.
+            output: of the network, likewise.
+        """
+        alpha, sigma = self.level(timestep)
+        if self.prediction_type == "epsilon":
+            return Prediction((latents - sigma * output) / alpha, output)
+        if self.prediction_type == "v_prediction":
+            return Prediction(alpha * latents - sigma * output, alpha * output + sigma * latents)
+        # d x_t / d sigma, with alpha = 1 - sigma
+        return Prediction(latents - sigma * output, latents + alpha * output)
+
     def timesteps(self, steps: int, solver: Solver = "ddim") -> Tensor:
         """(steps,) timesteps from the noisiest, as DDIM or DPM-Solver++ space them for this model.
 
-        int64, or float32 of a flow, whose schedule is the same for both solvers.
+        int64, or float32 of a flow, whose schedule is the same for both solvers. Not for schedules that are
+        `set_by_pipeline`.
 
         Raises:
             SettingsError: more steps than the model was trained with.
-            ModelError: a flow whose shift depends on the image's size.
         """
-        from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+        from diffusers import DDIMScheduler
 
-        if not 1 <= steps <= self.train_timesteps:
-            raise SettingsError(f"steps: expected 1 to {self.train_timesteps} for this model, given {steps}")
-        if self._flow_euler:
-            if self._config.get("use_dynamic_shifting"):
-                raise ModelError(
-                    "scheduler: use_dynamic_shifting is not supported; set a fixed shift instead"
-                )
-            flow = FlowMatchEulerDiscreteScheduler.from_config(self._config)
-            flow.set_timesteps(steps)
-            return flow.timesteps.float()
+        self.check_steps(steps)
         if self.is_flow:
             return self._dpm(steps).sigmas[:-1] * self.train_timesteps
         if solver == "dpm++":

@@ -23,8 +23,8 @@ from npnet_training.models import load_pipeline
 from npnet_training.sampling import Conditioning, Denoiser, draw_noise
 from npnet_training.sampling.redenoise import at_level
 from npnet_training.settings import Settings
+from npnet_training.shapes import grammar
 from npnet_training.shapes.data import rows_of
-from npnet_training.shapes.grammar import prompts
 
 EPILOG = """example:
   python -m npnet_training.shapes.distill --output few-step
@@ -75,7 +75,7 @@ def distill(settings: DistillSettings) -> None:
     pipe, _ = load_pipeline(settings.model, device=settings.device)
     denoiser = Denoiser(pipe)
     teacher = pipe.unet
-    texts = prompts("train", settings.trajectories, settings.seed)
+    texts = grammar.prompts("train", settings.trajectories, settings.seed)
     parts = [
         _follow(denoiser, texts[start : start + 64], settings.seed + start, settings)
         for start in range(0, len(texts), 64)
@@ -147,7 +147,8 @@ def _steps(denoiser: Denoiser, states: Tensor, embeds: Tensor, steps: int) -> It
         here, there = levels[index], levels[index + 1]
         ratio = there.sigma / here.sigma
         target = (states[:, index + 1] - ratio * states[:, index]) / (there.alpha - ratio * here.alpha)
-        found = denoiser.denoise(states[:, index], timestep, Conditioning(embeds), 1.0).clean
+        prompts = Conditioning({"prompt_embeds": embeds})
+        found = denoiser.denoise(states[:, index], timestep, prompts, 1.0).clean
         yield found, target
 
 

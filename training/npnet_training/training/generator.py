@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from npnet_training.sampling import Conditioning, Denoiser, sample_latents
+from npnet_training.sampling import Conditioning, Denoiser, render
 from npnet_training.training.loss_settings import SamplerSettings
 from npnet_training.training.source import SourceInfo
 from npnet_training.training.source_model import require_same, source_denoiser
@@ -49,38 +49,39 @@ class FrozenGenerator:
         require_same(info, "latent shape", info.latent_shape, denoiser.latent_shape)
         return cls(denoiser, settings)
 
-    def latents(
+    def render(
         self,
         noise: Tensor,
         prompts: Sequence[str],
         *,
+        seeds: Sequence[int] | None = None,
+        output: Literal["images", "latents"] = "images",
         steps: int | None = None,
         guidance: float | None = None,
     ) -> Tensor:
-        """Clean latents.
+        """What the pipeline makes of noise; see `npnet_training.sampling.render`.
 
         Args:
             noise: (B, C, H, W).
             prompts: B of them.
+            seeds: B of them, of the noise that ancestral schedulers add in every step.
+            output: images (B, 3, height, width) in [0, 1], or clean latents.
             steps: None for the settings', and all of them pass a gradient if others are given.
             guidance: None for the settings'.
 
         Returns:
-            (B, C, H, W) float32.
+            float32.
 
         Raises:
-            SettingsError: more steps than the model was trained with.
+            ModelError: the pipeline's call failed.
         """
         settings = self.settings
-        return sample_latents(
+        return render(
             self.denoiser, noise, self.encode(prompts), steps or settings.steps,
-            settings.guidance if guidance is None else guidance, checkpointing=settings.checkpointing,
+            settings.guidance if guidance is None else guidance, output=output, seeds=seeds,
+            checkpointing=settings.checkpointing,
             gradient_steps=settings.gradient_steps if steps is None else None,
         )  # fmt: skip
-
-    def images(self, latents: Tensor) -> Tensor:
-        """(B, 3, height, width) float32 in [0, 1] of clean latents."""
-        return self.denoiser.decode(latents) / 2 + 0.5
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts with the empty negative one, kept while they fit into memory."""
@@ -89,14 +90,9 @@ class FrozenGenerator:
             if prompt not in self._encoded:
                 # Alone, so that its bits depend neither on its batch nor on where a run was resumed.
                 self._encoded[prompt] = self.denoiser.encode([prompt])
-                self._held += _size(self._encoded[prompt])
+                self._held += self._encoded[prompt].nbytes
             self._encoded.move_to_end(prompt)
             found.append(self._encoded[prompt])
         while self._held > CACHE_BYTES and len(self._encoded) > 1:
-            self._held -= _size(self._encoded.popitem(last=False)[1])
+            self._held -= self._encoded.popitem(last=False)[1].nbytes
         return Conditioning.cat(found)
-
-
-def _size(encoded: Conditioning) -> int:
-    """Bytes of the prompt's own; the negative one's are shared."""
-    return sum(value.nbytes for value in encoded.positive.values())

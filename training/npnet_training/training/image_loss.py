@@ -9,6 +9,8 @@ gradient is exact through all steps, or through the last `gradient_steps`.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,19 +40,15 @@ class ImageLoss:
             DatasetError: the reference is the target, and the batch has none.
         """
         settings = self.settings
+        output: Literal["images", "latents"] = "latents" if settings.space == "latents" else "images"
         reference = target_of(batch) if settings.reference == "target" else batch.source
         with torch.no_grad():
-            wanted = self._image(
-                self.generator.latents(
-                    reference, batch.prompts,
-                    steps=settings.reference_steps, guidance=settings.reference_guidance,
-                )
+            wanted = self.generator.render(
+                reference, batch.prompts, output=output, seeds=batch.seeds,
+                steps=settings.reference_steps, guidance=settings.reference_guidance,
             )  # fmt: skip
-        found = self._image(self.generator.latents(golden, batch.prompts))
+        found = self.generator.render(golden, batch.prompts, output=output, seeds=batch.seeds)
         loss = F.mse_loss(found, wanted)
         if settings.noise_weight:
             loss = loss + settings.noise_weight * F.mse_loss(golden.float(), reference)
         return loss
-
-    def _image(self, latents: Tensor) -> Tensor:
-        return latents if self.settings.space == "latents" else self.generator.images(latents)

@@ -10,16 +10,16 @@ from npnet_training.settings import Settings
 
 
 class SamplerSettings(Settings):
-    """How latents are made from golden noise while training, by the dataset's own model (DDIM)."""
+    """How latents are made from golden noise while training, by the own call of the dataset's model."""
 
     steps: int = Field(default=4, ge=1)
     """Denoising steps."""
     guidance: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Classifier-free guidance; 1 for none, at half the cost."""
+    """As the pipeline takes it; where two predictions are mixed, 1 for none, at half the cost."""
     gradient_steps: int | None = Field(default=None, ge=1)
     """Let gradients through the last so many steps only, and past the others; None for all."""
     checkpointing: bool = True
-    """Keep the memory of one denoising step only and compute it again for the gradient, for a third more
+    """Keep little of each block of the networks and compute it again for the gradient, for a third more
     time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the model's weights."""

@@ -1,4 +1,4 @@
-"""Reward fine-tuning through a few-step sampler (HyperNoise, arXiv 2508.09968; ReNO, arXiv 2406.04312).
+"""Reward fine-tuning through the pipeline's own call (HyperNoise, arXiv 2508.09968; ReNO, arXiv 2406.04312).
 
 HyperNoise maximises the reward of the image of x_T + f(x_T) less half the squared norm of the change f,
 which bounds the Kullback-Leibler divergence of the changed noise from N(0, I) while f is a contraction. Its
@@ -59,11 +59,11 @@ class RewardLoss:
         Raises:
             RewardError: a reward gives other than a number for each image, or no gradient.
         """
-        images = self.generator.images(self.generator.latents(golden, batch.prompts))
+        images = self.generator.render(golden, batch.prompts, seeds=batch.seeds)
         loss = self.penalty_weight * self.penalty(golden.float(), batch.source).mean()
         if self.anchor_weight:
             with torch.no_grad():
-                plain = self.generator.images(self.generator.latents(batch.source, batch.prompts))
+                plain = self.generator.render(batch.source, batch.prompts, seeds=batch.seeds)
             loss = loss + self.anchor_weight * anchor_penalty(images, plain, self.anchor_cells).mean()
         for weight, (name, reward) in zip(self.weights, self.rewards.items(), strict=True):
             values = reward.reward(images, batch.prompts)
