@@ -199,7 +199,7 @@ class GoldenNoise:
                 return self._mixed(source, golden, amount)
             # On CUDA the inputs were not looked at before: that makes the host wait, once for each.
             check_finite("noise", source)
-            for name, tensor in prompt.given():
+            for name, tensor in prompt.given.items():
                 check_finite(name, tensor)
             if self._write(golden, source, lambda own, out: self._path.again(own, texts, out)):
                 return self._mixed(source, golden, amount)

@@ -128,8 +128,7 @@ def reference(
         raise TypeError(f"expected padded embeddings, given {type(embeds).__name__}")
     with torch.inference_mode():
         if isinstance(network, AnySizeNet):
-            others = {name: tensor for name, tensor in prompt.given() if name != "prompt_embeds"}
-            return network(noise, embeds, **others)
+            return network(noise, embeds, **prompt.others)
         if spectral is not None and isinstance(network, NPNet):
             half = polynomial_half(noise, spectral)
             scale_shift, residual = network.prompt_half(noise, embeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -41,19 +41,22 @@ class Prompt:
     second_embeds: Tensor | None = None
     second_mask: Tensor | None = None
 
-    def given(self) -> Iterator[tuple[str, Any]]:
-        """What there is, by the names of the arguments of a call."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value is not None:
-                yield "prompt_embeds" if item.name == "embeds" else item.name, value
+    @property
+    def others(self) -> dict[str, Tensor]:
+        """What there is beside the embeddings, by field."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)[1:]}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What there is, by the arguments of a call of `GoldenNoise`."""
+        return {"prompt_embeds": self.embeds, **self.others}
 
     def to(self, device: torch.device) -> Prompt:
         """The same on another device."""
         embeds = self.embeds
         moved = embeds.to(device) if isinstance(embeds, Tensor) else [part.to(device) for part in embeds]
-        others = {name: tensor.to(device) for name, tensor in self.given() if name != "prompt_embeds"}
-        return Prompt(moved, **others)
+        return Prompt(moved, **{name: tensor.to(device) for name, tensor in self.others.items()})
 
     def dealt_out(self, rows: int) -> Prompt:
         """One prompt as it is; several one after another to so many noises, from the first again."""
@@ -61,11 +64,11 @@ class Prompt:
             return self
         places = torch.arange(rows) % len(self.embeds)
         whole = self.padded()
-        dealt = {
-            "embeds" if name == "prompt_embeds" else name: value.index_select(0, places.to(value.device))
-            for name, value in whole.given()
-        }
-        return Prompt(**dealt)
+
+        def dealt(value: Any) -> Any:
+            return value.index_select(0, places.to(value.device))
+
+        return Prompt(dealt(whole.embeds), **{name: dealt(value) for name, value in whole.others.items()})
 
     def padded(self) -> Prompt:
         """With `embeds` in one tensor.
@@ -135,7 +138,7 @@ def check_prompt(
             that it does not take.
     """
     optional = set(config.optional_inputs) if isinstance(config, AnySizeConfig) else set()
-    given = dict(prompt.given())
+    given = prompt.given
     for name, value in given.items():
         check_tensor(name, value)
     allowed = {"prompt_embeds", *optional} | ({"mask"} if isinstance(config, AnySizeConfig) else set())

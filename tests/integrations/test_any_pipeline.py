@@ -226,7 +226,8 @@ class TestRefused:
         golden = GoldenNoise(replace(bundle, manifest=manifest), device="cpu")
         golden.attach(pipe)
         with pytest.raises(
-            PipelineError, match="by the name of t5_embeds, given NoneType; this call has pooled_prompt"
+            PipelineError,
+            match="by the name of t5_embeds, given NoneType; this call has prompt_embeds, pooled",
         ):
             call(pipe, name)
         golden.detach(pipe)

@@ -65,7 +65,7 @@ def check_prompt(prompt: Prompt, manifest: Manifest, long_prompts: TokenPolicy) 
     Raises:
         InputError: it is another text encoder's, or of a length that the policy refuses.
     """
-    embeds = dict(prompt.given())["prompt_embeds"]
+    embeds = prompt.given["prompt_embeds"]
     tokens, width = manifest.config.text_shape
     given = embeds.shape[1]
     most = manifest.config.most_tokens if isinstance(manifest.config, AnySizeConfig) else None

@@ -17,7 +17,7 @@ from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.ahead import Ahead
 from npnet_runtime.integrations.diffusers.checks import check_device, denoiser, planar
 from npnet_runtime.integrations.diffusers.draw import Draw
-from npnet_runtime.integrations.diffusers.reading import NEGATIVE, default_reads, prompt_from, reading_of
+from npnet_runtime.integrations.diffusers.reading import NEGATIVE, prompt_from, read_by, reading_of, roles_of
 from npnet_runtime.integrations.diffusers.redrawing import Once, packing_of, redrawn
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
 from npnet_runtime.networks.npnet_config import NPNetConfig
@@ -78,10 +78,10 @@ class Call:
         Raises:
             PipelineError: there is no such thing.
         """
-        reads = self._golden.bundle.manifest.reads or default_reads(
-            self._reading, self._golden.bundle.manifest.config
-        )
-        values = {name: self._arguments.get(name) for name in reads.values()} | self.encoded
+        manifest, names = self._golden.bundle.manifest, self._reading.positive()
+        wanted = [*names, *(manifest.reads or {}).values()]
+        values = {name: self._arguments.get(name) for name in wanted} | self.encoded
+        reads = manifest.reads or read_by(manifest.config, roles_of(names, values))
         return prompt_from(values, reads, type(self.pipe).__name__)
 
     def prepare(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -124,7 +124,7 @@ def check_pipeline(pipe: Any, config: NetworkConfig, reads: dict[str, str] | Non
     drawn = drawn_shape(pipe)
     if drawn is not None and drawn[1] != config.latent_channels:
         differing.append(f"noise of {config.latent_channels} channels, given {name} with {drawn[1]}")
-    first = reading_of(type(pipe)).roles().get("embeds")
+    first = reading_of(type(pipe)).positive()[0]
     own = reads is None or reads["embeds"] == first  # else another text, of which the denoiser says nothing
     width = text_width(pipe) if own else None
     if width not in (None, config.text_dim):

@@ -14,7 +14,7 @@ from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.attachment import attached_for
 from npnet_runtime.integrations.diffusers.call import Call
 from npnet_runtime.integrations.diffusers.checks import ELSEWHERE, judge, planar
-from npnet_runtime.integrations.diffusers.reading import prompt_from, reading_of
+from npnet_runtime.integrations.diffusers.reading import prompt_from, reading_of, roles_of
 from npnet_runtime.integrations.diffusers.redrawing import redrawn
 
 PROMPT = "a photo of a red cube and a blue ball on a wooden table"
@@ -87,7 +87,7 @@ def probe(pipe: Any, **options: Any) -> Probed:
         raise
     except _Drawn as drawn:
         _, channels, height, width = planar(drawn.shape)
-        reads = _roles(reading_of(type(pipe)).positive(), drawn.values)
+        reads = roles_of(reading_of(type(pipe)).positive(), drawn.values)
         prompt = prompt_from(drawn.values, reads, type(pipe).__name__)
         return Probed((channels, height, width), prompt, reads)
     except Exception as error:  # whatever a pipeline raises
@@ -96,32 +96,3 @@ def probe(pipe: Any, **options: Any) -> Probed:
             f"noise; it raised {type(error).__name__}: {error}"
         ) from error
     raise PipelineError(f"{type(pipe).__name__}: its call drew no noise")
-
-
-def _roles(names: list[str], values: dict[str, Any]) -> dict[str, str]:
-    """Which of the encoded values a network can read, and as what, by what they look like.
-
-    Args:
-        names: of the positive prompt's values, in order.
-        values: of these.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        value = values.get(name)
-        parts = value if isinstance(value, list) and value else [value]
-        dims = {part.dim() if isinstance(part, Tensor) else 0 for part in parts}
-        masks = "mask" in name or (isinstance(value, Tensor) and not value.is_floating_point())
-        if name.endswith("ids"):
-            continue  # of positions
-        if masks and (value is None or dims == {2}):
-            role = "mask" if "mask" not in found else "second_mask"
-        elif dims == ({2} if isinstance(value, list) else {3}):
-            role = "embeds" if "embeds" not in found else "second_embeds"
-        elif dims == {2} and isinstance(value, Tensor) and len(value) == 1:
-            role = "pooled"
-        else:
-            continue
-        found.setdefault(role, name)
-    if "second_embeds" not in found or isinstance(values.get(found["second_embeds"]), list):
-        found = {role: name for role, name in found.items() if not role.startswith("second")}
-    return found or {"embeds": "prompt_embeds"}

@@ -14,7 +14,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -69,22 +69,43 @@ class Reading:
         """Names of what is encoded of the positive prompt, in order."""
         return [name for s in self.of(ENCODE) for name in s.names if not name.startswith(NEGATIVE)]
 
-    def roles(self) -> dict[str, str]:
-        """What a network reads that is not told otherwise: by field of `Prompt`, the name of the value."""
-        names = self.positive()
-        texts = [n for n in names if "embed" in n and "pooled" not in n and "mask" not in n] or names[:1]
-        masks = [n for n in names if "mask" in n]
-        pooled = [n for n in names if "pooled" in n]
-        found = dict(zip(("embeds", "second_embeds"), texts, strict=False))
-        found |= dict(zip(("mask", "second_mask") if len(texts) > 1 else ("mask",), masks, strict=False))
-        return found | dict(zip(("pooled",), pooled, strict=False))
+
+def roles_of(names: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Which values of an encoded prompt a network can read, and as what, by what they look like.
+
+    Args:
+        names: of the positive prompt's values, in order.
+        values: of these; a mask may be None.
+
+    Returns:
+        By field of `Prompt`, the name of the value.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        value = values.get(name)
+        parts = value if isinstance(value, list) and value else [value]
+        dims = {part.dim() if isinstance(part, Tensor) else 0 for part in parts}
+        masks = "mask" in name or (isinstance(value, Tensor) and not value.is_floating_point())
+        if name.endswith("ids"):
+            continue  # of positions
+        if masks and (value is None or dims == {2}):
+            role = "mask" if "mask" not in found else "second_mask"
+        elif dims == ({2} if isinstance(value, list) else {3}):
+            role = "embeds" if "embeds" not in found else "second_embeds"
+        elif dims == {2} and isinstance(value, Tensor):
+            role = "pooled"
+        else:
+            continue
+        found.setdefault(role, name)
+    if "second_embeds" not in found or isinstance(values.get(found["second_embeds"]), list):
+        found = {role: name for role, name in found.items() if not role.startswith("second")}
+    return found or {"embeds": "prompt_embeds"}
 
 
-def default_reads(reading: Reading, config: NetworkConfig) -> dict[str, str]:
-    """What a network reads of a pipeline's prompt where its bundle does not say: see `Manifest.reads`."""
-    roles = reading.roles()
+def read_by(config: NetworkConfig, roles: Mapping[str, str]) -> dict[str, str]:
+    """Of what a network can read of a pipeline's prompt, what one of this configuration does."""
     wanted = ("embeds", "mask", *config.optional_inputs) if isinstance(config, AnySizeConfig) else ("embeds",)
-    return {role: roles[role] for role in wanted if role in roles} or {"embeds": "prompt_embeds"}
+    return {role: roles[role] for role in wanted if role in roles}
 
 
 def reading_of(pipeline: type) -> Reading:
