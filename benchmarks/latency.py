@@ -101,7 +101,7 @@ def main() -> int:
         for batch in options.batch:
             stage(f"timing batch {batch}, {options.rounds} rounds")
             noise, prompt = random_inputs(network.config, range(batch), device)
-            prompts = prompt.embeds
+            prompts = prompt.given["prompt_embeds"]
             result["rows"] += race(
                 baseline, contenders, noise, prompts, options.rounds, device, options.seconds
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -52,23 +52,22 @@ class Prompt:
         """What there is, by the arguments of a call of `GoldenNoise`."""
         return {"prompt_embeds": self.embeds, **self.others}
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Prompt:
+        """The same of other tensors."""
+        embeds = self.embeds
+        made = function(embeds) if isinstance(embeds, Tensor) else [function(part) for part in embeds]
+        return Prompt(made, **{name: function(tensor) for name, tensor in self.others.items()})
+
     def to(self, device: torch.device) -> Prompt:
         """The same on another device."""
-        embeds = self.embeds
-        moved = embeds.to(device) if isinstance(embeds, Tensor) else [part.to(device) for part in embeds]
-        return Prompt(moved, **{name: tensor.to(device) for name, tensor in self.others.items()})
+        return self.map(lambda tensor: tensor.to(device))
 
     def dealt_out(self, rows: int) -> Prompt:
         """One prompt as it is; several one after another to so many noises, from the first again."""
         if len(self.embeds) == 1:
             return self
         places = torch.arange(rows) % len(self.embeds)
-        whole = self.padded()
-
-        def dealt(value: Any) -> Any:
-            return value.index_select(0, places.to(value.device))
-
-        return Prompt(dealt(whole.embeds), **{name: dealt(value) for name, value in whole.others.items()})
+        return self.padded().map(lambda tensor: tensor.index_select(0, places.to(tensor.device)))
 
     def padded(self) -> Prompt:
         """With `embeds` in one tensor.

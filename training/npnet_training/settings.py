@@ -100,6 +100,18 @@ def parse(cls: type[S], prog: str, arguments: Sequence[str] | None = None, *, ep
         raise SettingsError(f"{_explain(error)}\nsee {prog} --help") from error
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels from `1024x768`.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    height, by, width = text.partition("x")
+    if not (by and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ValueError(f"expected HEIGHTxWIDTH in pixels, such as 1024x768, given {text!r}")
+    return int(height), int(width)
+
+
 def validate(cls: type[S], values: dict[str, Any], where: str) -> S:
     """Settings from plain values, as stored with a result.
 

@@ -40,10 +40,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> GoldenNoise:
 
 
 def expected(noise: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-    given = dict(prompt.given())
     with torch.inference_mode():
         network: Any = network_from_state(ANY_SIZE, random_state(ANY_SIZE, 0))
-        return network(noise, given.pop("prompt_embeds"), **given)
+        return network(noise, prompt.embeds, **prompt.others)
 
 
 class TestGolden:
@@ -62,8 +61,7 @@ class TestGolden:
 
     def test_what_is_left_out(self, golden: GoldenNoise) -> None:
         noise, prompt = random_inputs(ANY_SIZE, range(2))
-        given = dict(prompt.given())
-        embeds = given.pop("prompt_embeds")
+        given, embeds = prompt.others, prompt.embeds
         named = golden(noise, embeds, **given)
         assert torch.equal(named, golden(noise, prompt))
         whole = replace(prompt, mask=torch.ones(2, 7, dtype=torch.bool), second_mask=torch.ones(2, 3).long())
@@ -75,8 +73,8 @@ class TestGolden:
         noise, _ = random_inputs(ANY_SIZE, range(4))
         _, prompt = random_inputs(ANY_SIZE, range(prompts))
         rows = {
-            "embeds" if name == "prompt_embeds" else name: tensor.repeat_interleave(4 // prompts, 0)
-            for name, tensor in prompt.given()
+            name: tensor.repeat_interleave(4 // prompts, 0)
+            for name, tensor in {"embeds": prompt.embeds, **prompt.others}.items()
         }
         torch.testing.assert_close(golden(noise, prompt), golden(noise, Prompt(**rows)), atol=1e-5, rtol=0)
 

@@ -47,8 +47,8 @@ def denoiser() -> Denoiser:
 
 def batch_for(denoiser: Denoiser, target: Tensor | None = None) -> TrainBatch:
     source = draw_noise([0, 1], denoiser.latent_shape)
-    embeds = denoiser.encode(PROMPTS, unconditional=False).prompt_embeds
-    return TrainBatch(source, target, embeds, None, PROMPTS, (0, 1))
+    prompt = denoiser.prompt(denoiser.encode(PROMPTS, unconditional=False))
+    return TrainBatch(source, target, prompt, None, PROMPTS, (0, 1))
 
 
 def image_loss(denoiser: Denoiser, **changes: Any) -> ImageLoss:
@@ -80,7 +80,7 @@ def test_gradient_through_all_steps_is_the_slope(name: str, kind: str) -> None:
     loss: Any = reward_loss(denoiser) if kind == "reward" else image_loss(denoiser, space=kind, guidance=2.0)
 
     def value() -> Tensor:
-        return loss(network(batch.source, batch.prompt_embeds, None), batch)
+        return loss(network(batch.source, batch.prompt.embeds, None), batch)
 
     weights = list(network.parameters())
     gradients = torch.autograd.grad(value(), weights)

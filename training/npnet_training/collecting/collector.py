@@ -49,14 +49,22 @@ class Collector:
     def info(self) -> PairInfo:
         """What the dataset says of itself."""
         plain = self.settings.model_dump(mode="json", exclude=set(OF_THE_RUN))
-        shape, text = self.denoiser.latent_shape, self.denoiser.text_shape
-        return PairInfo(self.settings.model, self.model.revision, shape, text, plain)
+        if not plain["sizes"]:
+            del plain["sizes"]  # as in datasets of old
+        own = self.denoiser
+        return PairInfo(
+            self.settings.model, self.model.revision, self.shape_of(0), own.text_shape, plain, texts=own.texts
+        )
+
+    def shape_of(self, batch: int) -> tuple[int, int, int]:
+        """(C, H, W) of the noise of a batch, by its number."""
+        return self.denoiser.shape_for(self.settings.size_of(batch))
 
     def make(self, item: Item) -> tuple[Pairs, list[Any], list[Any]]:
         """The pairs of an item, and the images from the source and the target if there are scorers."""
         settings = self.settings
         conditioning = self.denoiser.encode(item.prompts)
-        source = draw_noise(item.seeds, self.denoiser.latent_shape)
+        source = draw_noise(item.seeds, self.shape_of(item.number))
         target = redenoise(self.denoiser, source, conditioning, settings.redenoise).cpu().half()
         finite = target.flatten(1).isfinite().all(1).tolist()
         before: dict[str, list[float]] = {}

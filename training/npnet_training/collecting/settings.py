@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from npnet_training.errors import StorageError
 from npnet_training.sampling import RedenoiseSettings, SampleSettings
-from npnet_training.settings import Settings
+from npnet_training.settings import Settings, parse_size
 from npnet_training.storage import Location, locate
 
 
@@ -28,6 +28,8 @@ class CollectSettings(Settings):
     """Use at most this many prompts."""
     seeds: int = Field(default=1, ge=1)
     """Noises for each prompt."""
+    sizes: tuple[str, ...] = ()
+    """Sizes of the images, HEIGHTxWIDTH in pixels, in turns; the model's own by default."""
     seed: int = Field(default=0, ge=0)
     """Of the first noise; every later one has the next number."""
     redenoise: RedenoiseSettings = RedenoiseSettings()
@@ -71,6 +73,13 @@ class CollectSettings(Settings):
             raise ValueError(str(error)) from error
         return place if isinstance(place, Path) else place.url
 
+    @field_validator("sizes")
+    @classmethod
+    def _are_sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for size in value:
+            parse_size(size)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> CollectSettings:
         if self.ray is None and (self.workers > 1 or self.gpus):
@@ -82,6 +91,10 @@ class CollectSettings(Settings):
         if self.gpus > 1 and self.gpus % 1:
             raise ValueError(f"gpus must be a whole number or below 1, given {self.gpus:g}")
         return self
+
+    def size_of(self, batch: int) -> tuple[int, int] | None:
+        """Of the images of a batch, by its number; None for the model's own."""
+        return parse_size(self.sizes[batch % len(self.sizes)]) if self.sizes else None
 
     @property
     def folder(self) -> Location:

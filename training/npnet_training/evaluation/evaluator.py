@@ -28,7 +28,7 @@ from npnet_training.noise_statistics import noise_statistics
 from npnet_training.prompts import Prompt, read_prompts
 from npnet_training.sampling import Denoiser, draw_noise, sample_images
 from npnet_training.scorers import Scorer, load_scorer, score_all
-from npnet_training.settings import differences
+from npnet_training.settings import differences, parse_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,6 +57,7 @@ class Evaluator:
             revision=settings.revision, offline=settings.offline,
         )  # fmt: skip
         self.denoiser = Denoiser(self.pipe)
+        self.shape = self.denoiser.shape_for(parse_size(settings.size) if settings.size else None)
         self.arms = [*make_arms(settings, self.denoiser), *arms]
         where: Any = {"device": settings.device, "offline": settings.offline}
         self.scorers = {name: load_scorer(name, **where) for name in settings.scorers}
@@ -75,7 +76,7 @@ class Evaluator:
         texts = [prompt.text for prompt in prompts]
         seeds = [self.settings.seed + first + row for row in range(len(prompts))]
         conditioning = self.denoiser.encode(texts)
-        plain = draw_noise(seeds, self.denoiser.latent_shape).to(self.settings.device)
+        plain = draw_noise(seeds, self.shape).to(self.settings.device)
         found: dict[str, Any] = {}
         images: dict[str, list[Any]] = {}
         for arm in self.arms:
@@ -108,7 +109,7 @@ class Evaluator:
         scores = _ranks(arm.name, arm.chooser, texts, best)
         for candidate in range(1, arm.candidates):
             others = [seed + candidate * CANDIDATES for seed in seeds]
-            noise = draw_noise(others, self.denoiser.latent_shape).to(self.settings.device)
+            noise = draw_noise(others, self.shape).to(self.settings.device)
             images = sample_images(self.denoiser, conditioning, noise, sample, seeds=others)
             given = _ranks(arm.name, arm.chooser, texts, images)
             for row in np.flatnonzero(given > scores):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from npnet_training.sampling import RedenoiseSettings, SampleSettings
-from npnet_training.settings import Settings
+from npnet_training.settings import Settings, parse_size
 
 
 class EvaluateSettings(Settings):
@@ -28,6 +28,8 @@ class EvaluateSettings(Settings):
     """Commit, branch or tag of the model on the hub."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use at most this many prompts."""
+    size: str | None = None
+    """Of the images, HEIGHTxWIDTH in pixels; the model's own by default."""
     seeds: int = Field(default=1, ge=1)
     """Noises for each prompt; two or more show the diversity between them."""
     seed: int = Field(default=1_000_000, ge=0)
@@ -54,6 +56,13 @@ class EvaluateSettings(Settings):
     """Take models from the hub's cache only."""
     dry_run: bool = False
     """Make one batch, write nothing, say how long the whole would take."""
+
+    @field_validator("size")
+    @classmethod
+    def _is_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateSettings:

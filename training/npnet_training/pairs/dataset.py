@@ -18,7 +18,7 @@ from torch import Tensor
 
 from npnet_training.errors import DatasetError
 from npnet_training.pairs.info import PairInfo
-from npnet_training.pairs.shard import damaged, open_shard, read_rows
+from npnet_training.pairs.shard import damaged, noise_shape, open_shard, read_rows
 from npnet_training.sampling.noise import draw_noise
 from npnet_training.storage import Location, listed, locate, open_binary, size
 
@@ -40,12 +40,20 @@ class PairDataset:
     """The pairs of a model; `open` makes it."""
 
     def __init__(
-        self, info: PairInfo, shards: list[Location], places: np.ndarray, prompts: list[str], seeds: list[int]
+        self,
+        info: PairInfo,
+        shards: list[tuple[Location, tuple[int, int, int]]],
+        places: np.ndarray,
+        prompts: list[str],
+        seeds: list[int],
     ) -> None:
         self.info = info
+        self.shapes = [*dict.fromkeys(shape for _, shape in shards)]
+        of_shard = np.array([self.shapes.index(shape) for _, shape in shards])
+        self.groups = of_shard[places[:, 0]]
         self.prompts = prompts
         self.seeds = seeds
-        self._shards = shards
+        self._shards = [path for path, _ in shards]
         self._places = places
         self._files: dict[int, pq.ParquetFile] = {}
         self._starts: dict[int, np.ndarray] = {}
@@ -67,7 +75,7 @@ class PairDataset:
         """
         info: PairInfo | None = None
         first: Location | None = None
-        shards: list[Location] = []
+        shards: list[tuple[Location, tuple[int, int, int]]] = []
         places: list[np.ndarray] = []
         prompts: list[str] = []
         seeds: list[int] = []
@@ -91,7 +99,7 @@ class PairDataset:
                 texts, numbers = table["prompt"].to_pylist(), table["seed"].to_pylist()
                 prompts += [texts[row] for row in rows]
                 seeds += [numbers[row] for row in rows]
-                shards.append(path)
+                shards.append((path, noise_shape(path, table, found)))
                 digest.update(_content(path))
         if info is None:
             raise DatasetError("expected at least one folder of noise pairs, given none")
@@ -107,13 +115,20 @@ class PairDataset:
         return len(self.prompts)
 
     def batch(self, rows: Sequence[int]) -> PairBatch:
-        """The pairs in the given rows."""
-        shape = self.info.latent_shape
+        """The pairs in the given rows, of one shape.
+
+        Raises:
+            DatasetError: of several shapes, or damaged.
+        """
+        groups = {int(self.groups[row]) for row in rows}
+        if len(groups) != 1:
+            raise DatasetError(f"expected pairs of one size in a batch, given {len(groups)}")
+        shape = self.shapes[groups.pop()]
         targets, sources = [], []
         for row in rows:
             shard, place = self._places[row]
             group, offset = self._group(int(shard), int(place))
-            target, source = self._read(int(shard), group)
+            target, source = self._read(int(shard), group, shape)
             targets.append(torch.from_numpy(target[offset].astype(np.float32)).view(shape))
             if source is None:
                 sources.append(draw_noise([self.seeds[row]], shape)[0])
@@ -138,7 +153,9 @@ class PairDataset:
         group = int(np.searchsorted(starts, place, "right")) - 1
         return group, place - int(starts[group])
 
-    def _read(self, shard: int, group: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(
+        self, shard: int, group: int, shape: tuple[int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         key = shard, group
         if key in self._groups:
             self._groups.move_to_end(key)
@@ -147,7 +164,7 @@ class PairDataset:
             table = self._files[shard].read_row_group(group, ["source", "target"])
         except (OSError, pa.ArrowException) as error:
             raise damaged(self._shards[shard], error) from error
-        width = int(np.prod(self.info.latent_shape))
+        width = int(np.prod(shape))
         found = (
             _values(table["target"], width, self._shards[shard]),
             None if table["source"].null_count else _values(table["source"], width, self._shards[shard]),
@@ -186,7 +203,7 @@ def _content(path: Location) -> bytes:
 
 
 def _require_same(info: PairInfo, first: Location | None, found: PairInfo, folder: Location) -> None:
-    for name in ("model", "revision", "latent_shape", "text_shape"):
+    for name in ("model", "revision", "latent_shape", "text_shape", "texts"):
         expected, given = getattr(info, name), getattr(found, name)
         if expected != given:
             raise DatasetError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from typing import Any, Self
 
@@ -20,10 +20,12 @@ class PairInfo:
     Args:
         model: name of the text-to-image model, for `npnet_training.models.load_pipeline`.
         revision: its commit or digest, as `ModelInfo.revision`.
-        latent_shape: (C, H, W) of the noise.
+        latent_shape: (C, H, W) of the noise, of the first size where there are several.
         text_shape: (tokens, width) of the prompt embeddings.
         settings: everything the pairs depend on, as plain values.
         digest: hexadecimal, of the content; "" until the dataset is opened.
+        texts: shapes of what the model encodes of a prompt, by field of `npnet_runtime.inputs.texts.Prompt`;
+            the prompt embeddings alone if left out, as in datasets of old.
     """
 
     model: str
@@ -32,6 +34,11 @@ class PairInfo:
     text_shape: tuple[int, int]
     settings: dict[str, Any]
     digest: str = ""
+    texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            object.__setattr__(self, "texts", {"embeds": self.text_shape})
 
     @property
     def identity(self) -> str:
@@ -67,15 +74,18 @@ class PairInfo:
             raise DatasetError(f"{path}: damaged ({error})") from error
         known = {item.name for item in fields(cls)} - {"digest"}
         version = values.pop("format_version", None) if isinstance(values, dict) else None
-        if version != FORMAT_VERSION or set(values) != known:
+        if version != FORMAT_VERSION or set(values) | {"texts"} != known:
             raise DatasetError(f"{path}: expected format version {FORMAT_VERSION}, given {version}")
         values["latent_shape"] = tuple(values["latent_shape"])
         values["text_shape"] = tuple(values["text_shape"])
+        values["texts"] = {name: tuple(shape) for name, shape in values.get("texts", {}).items()}
         return cls(**values)
 
     def _values(self) -> dict[str, Any]:
         values = asdict(self)
         del values["digest"]
+        if [*self.texts] == ["embeds"]:
+            del values["texts"]  # as in datasets of old, whose identity stays the same
         return values
 
     def _card(self) -> str:

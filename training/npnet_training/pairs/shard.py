@@ -17,7 +17,8 @@ from npnet_training.pairs.info import FILE, PairInfo
 from npnet_training.storage import Location, open_binary, write_bytes
 
 ROWS_PER_GROUP = 8  # what reading one row at random costs: 1 MB for SDXL
-DATASET = b"npnet.dataset"  # in a shard's metadata: `PairInfo.identity`
+# In a shard's metadata: `PairInfo.identity`, and the shape of its noise where it is not the dataset's first.
+DATASET, NOISE = b"npnet.dataset", b"npnet.noise"
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,15 @@ def write_pairs(path: Location, pairs: Pairs, info: PairInfo) -> None:
     for arm, scores in (("plain", pairs.plain), ("redenoised", pairs.redenoised)):
         for name, values in scores.items():
             columns[f"{arm}/{name}"] = pa.array(list(values), pa.float64())
+    shape = tuple(pairs.target.shape[1:])
+    metadata: dict[bytes, str] = {DATASET: info.identity}
+    if shape != tuple(info.latent_shape):
+        metadata[NOISE] = ",".join(map(str, shape))
     try:
         buffer = io.BytesIO()
         # Noise cannot be compressed.
         pq.write_table(
-            pa.table(columns).replace_schema_metadata({DATASET: info.identity}), buffer,
+            pa.table(columns).replace_schema_metadata(metadata), buffer,
             row_group_size=ROWS_PER_GROUP, compression="none", use_dictionary=False, write_page_checksum=True,
         )  # fmt: skip
         write_bytes(path, buffer.getvalue())
@@ -132,6 +137,22 @@ def read_rows(path: Location, info: PairInfo, *, whole: bool = False) -> pa.Tabl
         return file.read(["prompt", "seed", "kept"])
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
+
+
+def noise_shape(path: Location, table: pa.Table, info: PairInfo) -> tuple[int, int, int]:
+    """Shape (C, H, W) of the noise of a shard whose rows were read.
+
+    Raises:
+        DatasetError: it says something else.
+    """
+    found = (table.schema.metadata or {}).get(NOISE)
+    if found is None:
+        return info.latent_shape
+    try:
+        channels, height, width = (int(side) for side in found.decode().split(","))
+    except ValueError as error:
+        raise damaged(path, error) from error
+    return channels, height, width
 
 
 def damaged(path: Location, error: Exception) -> DatasetError:

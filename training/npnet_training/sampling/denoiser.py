@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.checks import denoiser
-from npnet_runtime.integrations.diffusers.reading import NEGATIVE
+from npnet_runtime.integrations.diffusers.reading import NEGATIVE, prompt_from, roles_of
 from npnet_training.errors import ModelError, SettingsError
 from npnet_training.sampling.conditioning import Conditioning, Value
 from npnet_training.sampling.guidance import guidance_of
@@ -45,6 +46,7 @@ class Denoiser:
         self.steered = SteeredPipeline(pipe, options)
         self.guidance = guidance_of(self.steered.copy(), self.steered.parameters)
         self._size = {} if size is None else {"height": size[0], "width": size[1]}
+        self._shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
         self._empty: dict[str, tuple[Conditioning, Drawn]] = {}
         config = getattr(getattr(pipe, "unet", None), "config", None)
         if config is not None and config.in_channels != pipe.vae.config.latent_channels:
@@ -77,6 +79,48 @@ class Denoiser:
         """(C, H, W) of the noise of an image of the denoiser's size."""
         _, channels, height, width = self._negative("")[1].shape
         return channels, height, width
+
+    def shape_for(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """(C, H, W) of the noise of an image of that size, (height, width) in pixels; None for its own.
+
+        Raises:
+            ModelError: the pipeline makes no such images.
+        """
+        if size is None:
+            return self.latent_shape
+        if size not in self._shapes:
+            arguments = {**self.guidance.arguments(1.0), "height": size[0], "width": size[1], **_FEW}
+            with torch.no_grad():
+                _, drawn = self.steered.encode(prompt=[""], **arguments)
+            _, channels, height, width = drawn.shape
+            self._shapes[size] = channels, height, width
+        return self._shapes[size]
+
+    @functools.cached_property
+    def reads(self) -> dict[str, str]:
+        """What a network can read of the prompts: by field of `Prompt`, the pipeline's argument."""
+        return roles_of(self.steered.reading.positive(), self._negative("")[0].positive)
+
+    @functools.cached_property
+    def texts(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each of `reads`, of one prompt; of tokens, as many as there may be at most."""
+        tokens, width = self.text_shape
+        found: dict[str, tuple[int, ...]] = {}
+        for role, tensor in self.prompt(self._negative("")[0]).given.items():
+            found[role.removeprefix("prompt_")] = tuple(tensor.shape[1:])
+        return found | {"embeds": (tokens, width)} | ({"mask": (tokens,)} if "mask" in found else {})
+
+    def prompt(self, conditioning: Conditioning, reads: Mapping[str, str] | None = None) -> Prompt:
+        """Encoded prompts as a golden-noise network reads them.
+
+        Args:
+            conditioning: of the prompts.
+            reads: what it reads, as `Manifest.reads`; None for all it can.
+
+        Raises:
+            PipelineError: the pipeline encodes no such thing.
+        """
+        return prompt_from(conditioning.positive, reads or self.reads, type(self.pipe).__name__)
 
     @functools.cached_property
     def text_shape(self) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def redenoise(
         SettingsError: guidance without the negative prompt, too many steps, or `published` for a flow.
     """
     schedule = denoiser.schedule
-    first, second = denoiser.timesteps(settings.steps, settings.solver)[:2]
+    first, second = denoiser.timesteps(settings.steps, settings.solver, noise.shape)[:2]
     if settings.convention == "published":
         down, source, target = schedule.published(settings.steps, settings.solver)
         inversion_at = first

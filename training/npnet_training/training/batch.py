@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels import SVD
+from npnet_runtime.inputs.texts import Prompt
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class TrainBatch:
         source: (B, C, H, W) float32, the noise x_T that the network is given.
         target: (B, C, H, W) float32, the noise x'_T it is to give (paper, eq. 7); None where a loss needs
             none.
-        prompt_embeds: (B, tokens, width), each sample's own.
+        prompt: what is encoded of each sample's own, (B, ...).
         factors: SVD of the source's matrix, when the network needs it.
         prompts: the B prompts as text.
         seeds: the B seeds of the sources.
@@ -27,7 +28,7 @@ class TrainBatch:
 
     source: Tensor
     target: Tensor | None
-    prompt_embeds: Tensor
+    prompt: Prompt
     factors: SVD | None
     prompts: Sequence[str]
     seeds: Sequence[int]
@@ -48,6 +49,6 @@ class TrainBatch:
             self,
             source=function(self.source),
             target=None if self.target is None else function(self.target),
-            prompt_embeds=function(self.prompt_embeds),
+            prompt=self.prompt.map(function),
             factors=None if self.factors is None else SVD(*map(function, self.factors)),
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_training.errors import DatasetError
 from npnet_training.pairs import PairDataset
 from npnet_training.training.embeddings import EmbeddingCache, model_key
@@ -79,15 +80,16 @@ def _embeddings(
     settings: TrainSettings, pairs: PairDataset, accelerator: Accelerator, share: dict[str, int]
 ) -> EmbeddingCache:
     info = pairs.info
-    key = model_key(info.model, info.revision, torch.float32)
-    cache = EmbeddingCache(settings.cache_dir, key, info.text_shape, torch.float32)
+    texts = info.texts if settings.network.kind == AnySizeConfig.kind else {"embeds": info.text_shape}
+    key = model_key(info.model, info.revision, torch.float32, texts)
+    cache = EmbeddingCache(settings.cache_dir, key, texts, torch.float32)
     missing = cache.missing(pairs.prompts)
     accelerator.wait_for_everyone()  # all have seen the same before any writes
     if missing:
         denoiser = source_denoiser(info, accelerator.device, offline=settings.offline)
         cache.fill(
             missing,
-            lambda prompts: denoiser.encode(prompts, unconditional=False).prompt_embeds,
+            lambda prompts: denoiser.prompt(denoiser.encode(prompts, unconditional=False)),
             settings.encode_batch,
             **share,
         )

@@ -82,10 +82,14 @@ class FactorCache:
 
     def _finite(self, rows: range) -> np.ndarray:
         finite = np.zeros(len(rows), bool)
-        for start in range(0, len(rows), BATCH):
-            batch = self.pairs.batch(rows[start : start + BATCH])
-            good = torch.stack([batch.source.flatten(1), batch.target.flatten(1)]).isfinite().all(-1).all(0)
-            finite[start : start + BATCH] = good.numpy()
+        groups = self.pairs.groups[rows.start : rows.stop]
+        for group in np.unique(groups):
+            places = np.flatnonzero(groups == group)
+            for start in range(0, len(places), BATCH):
+                part = places[start : start + BATCH]
+                batch = self.pairs.batch([rows[place] for place in part])
+                both = torch.stack([batch.source.flatten(1), batch.target.flatten(1)])
+                finite[part] = both.isfinite().all(-1).all(0).numpy()
         return finite
 
     def _factors(self, rows: range, finite: np.ndarray, device: torch.device) -> np.ndarray:

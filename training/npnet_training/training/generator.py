@@ -46,7 +46,7 @@ class FrozenGenerator:
         """
         dtype: torch.dtype = getattr(torch, settings.dtype)
         denoiser = source_denoiser(info, device, dtype, offline=offline)
-        require_same(info, "latent shape", info.latent_shape, denoiser.latent_shape)
+        require_same(info, "latent channels", info.latent_shape[0], denoiser.latent_shape[0])
         return cls(denoiser, settings)
 
     def render(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from npnet_runtime.files import atomic_file
 from npnet_runtime.weights import checkpoint
@@ -79,7 +79,7 @@ class Trainer:
         require_folder(settings.output, resume=settings.resume)
         self.data: TrainingData = open_data(settings, self.accelerator)
         self.loss: Loss = make_loss(settings, self.data.pairs.info, self.accelerator.device)
-        network = make_network(settings, self.data.pairs.info)
+        network = make_network(settings, self.data.pairs.info, self.data.pairs.shapes)
         freeze(network, settings.freeze, from_nothing=settings.start_from is None)
         self.config: Any = network.config
         self.scalars = without_scalars(network)
@@ -97,7 +97,7 @@ class Trainer:
         self.average = WeightAverage(self.network, options.ema)
         self.order = BatchOrder(
             self.data.train, settings.batch_size, settings.seed, self.accelerator.num_processes,
-            self.accelerator.process_index, settings.accumulation,
+            self.accelerator.process_index, settings.accumulation, self.data.pairs.groups,
         )  # fmt: skip
         self.total = settings.epochs * self.order.steps_per_epoch
         self.last = min(self.total, settings.max_steps or self.total)
@@ -153,7 +153,7 @@ class Trainer:
         for number, batch in enumerate(parts):
             last = number + 1 == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
-                loss = self.loss(golden_of(self.network, batch), batch) / len(parts)
+                loss = self.loss(self._golden(batch), batch) / len(parts)
                 self.accelerator.backward(loss)
             total += loss.detach()
         clip = self.settings.optimizer.clip
@@ -176,6 +176,9 @@ class Trainer:
         self.optimizer.zero_grad()
         self.average.update(step)
         return float(self.accelerator.reduce(total, "mean"))
+
+    def _golden(self, batch: TrainBatch) -> Tensor:
+        return golden_of(self.network, batch.source, batch.prompt, batch.factors)
 
     def _measure(self, rows: np.ndarray, *, with_loss: bool = True) -> dict[str, float]:
         """`measure` of the averaged network."""

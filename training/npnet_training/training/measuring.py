@@ -6,15 +6,22 @@ from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from npnet_kernels import SVD
+from npnet_runtime.inputs.texts import Prompt
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.losses import Loss, target_of
 
 
-def golden_of(network: nn.Module, batch: TrainBatch) -> Tensor:
-    """The network's golden noise of a batch, (B, C, H, W)."""
-    golden: Tensor = network(batch.source, batch.prompt_embeds, batch.factors)
+def golden_of(network: nn.Module, source: Tensor, prompt: Prompt, factors: SVD | None = None) -> Tensor:
+    """A network's golden noise of a batch, (B, C, H, W), from what it reads of the prompts."""
+    config = extract_model_from_parallel(network).config
+    names = {"mask", *config.optional_inputs} if isinstance(config, AnySizeConfig) else set()
+    others = {name: tensor for name, tensor in prompt.others.items() if name in names}
+    golden: Tensor = network(source, prompt.embeds, factors, **others)
     return golden
 
 
@@ -39,7 +46,7 @@ def measure(
     network.eval()
     sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
     for batch in batches:
-        target, golden = target_of(batch), golden_of(network, batch)
+        target, golden = target_of(batch), golden_of(network, batch.source, batch.prompt, batch.factors)
         sums[0] += (target - batch.source).double().square().sum()
         sums[1] += (target - golden.float()).double().square().sum()
         sums[2] += target.numel()

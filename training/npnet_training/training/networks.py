@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ BRANCHES = {
 """Parameters of each branch of an `NPNet`, by the beginning of their names."""
 
 
-def make_network(settings: TrainSettings, info: SourceInfo) -> Network:
+def make_network(
+    settings: TrainSettings, info: SourceInfo, shapes: Sequence[tuple[int, int, int]] = ()
+) -> Network:
     """A trainable network for a dataset's shapes, on the CPU, in float32.
 
     Without a checkpoint the network begins as the identity: see `initialise`.
@@ -45,13 +47,14 @@ def make_network(settings: TrainSettings, info: SourceInfo) -> Network:
         settings: kind and sizes of the network, seed of its first weights, and a checkpoint of any form that
             `npnet_runtime.weights.checkpoint.read` reads to start from, whose own sizes win.
         info: of the dataset.
+        shapes: of its noise, where there are several.
 
     Raises:
-        SettingsError: sizes that describe no network.
+        SettingsError: sizes that describe no network, or a network of one size for noise of several.
         TrainError: the checkpoint cannot be read, or is for other shapes.
     """
     try:
-        config = _config(settings.network, info.latent_shape, info.text_shape)
+        config = _config(settings.network, info, shapes or [info.latent_shape])
     except ConfigError as error:
         raise SettingsError(f"--network: {error}") from error
     start_from = settings.start_from
@@ -89,23 +92,41 @@ def _serves(given: NetworkConfig, wanted: NetworkConfig) -> bool:
         return (given.latent_shape, given.text_shape) == (wanted.latent_shape, wanted.text_shape)
     sides = all(given.least_side <= side <= given.most_side for side in wanted.latent_shape[1:])
     widths = (given.latent_channels, given.text_dim) == (wanted.latent_channels, wanted.text_dim)
-    return sides and widths and wanted.text_tokens <= given.most_tokens and not given.optional_inputs
+    fits = sides and widths and wanted.text_tokens <= given.most_tokens
+    read = set(given.optional_inputs) <= set(getattr(wanted, "optional_inputs", ()))
+    return fits and read and given.pooled_dim in (0, getattr(wanted, "pooled_dim", 0))
 
 
 def _config(
-    settings: NetworkSettings, latent_shape: tuple[int, int, int], text_shape: tuple[int, int]
+    settings: NetworkSettings, info: SourceInfo, shapes: Sequence[tuple[int, int, int]]
 ) -> NetworkConfig:
-    if settings.kind == PromptAttentionConfig.kind:
-        chosen = settings.prompt_attention
-        channels = chosen.channels or default_channels(*latent_shape[1:])
-        return PromptAttentionConfig(
-            *latent_shape, *text_shape, channels=channels, blocks=chosen.blocks, heads=chosen.heads
-        )
+    latent, text = info.latent_shape, info.text_shape
     if settings.kind == AnySizeConfig.kind:
-        return config_for_shapes(latent_shape, text_shape, **settings.prompt_attention_2.model_dump())
-    sizes = settings.npnet.model_dump()
-    swin = {name.removeprefix("swin_"): sizes.pop(name) for name in list(sizes) if name.startswith("swin_")}
-    return NPNetConfig(*latent_shape, *text_shape, **sizes, swin=SwinConfig(**swin))
+        sides = [side for shape in shapes for side in shape[1:]]
+        given = (
+            {"least_side": max(1, min(sides) // 4), "most_side": 2 * max(sides)} if len(shapes) > 1 else {}
+        )
+        chosen = {name: value for name, value in settings.prompt_attention_2 if value is not None}
+        pooled = info.texts.get("pooled", (0,))[0]
+        seconds = info.texts.get("second_embeds", (0, 0))
+        options: dict[str, Any] = {**given, **chosen}
+        return config_for_shapes(
+            latent, text, pooled_dim=pooled, second_shape=(seconds[0], seconds[1]), **options
+        )
+    if len(shapes) > 1:
+        raise SettingsError(
+            f"--network.kind {settings.kind}: expected noise of one size, given pairs of {len(shapes)}: "
+            f"{', '.join(map(str, shapes))}; give --network.kind {AnySizeConfig.kind}"
+        )
+    if settings.kind == PromptAttentionConfig.kind:
+        sizes = settings.prompt_attention
+        channels = sizes.channels or default_channels(*latent[1:])
+        return PromptAttentionConfig(
+            *latent, *text, channels=channels, blocks=sizes.blocks, heads=sizes.heads
+        )
+    values = settings.npnet.model_dump()
+    swin = {name.removeprefix("swin_"): values.pop(name) for name in list(values) if name.startswith("swin_")}
+    return NPNetConfig(*latent, *text, **values, swin=SwinConfig(**swin))
 
 
 def initialise(network: NPNet, seed: int) -> None:

@@ -26,7 +26,8 @@ class BatchRows(NamedTuple):
 class BatchOrder:
     """Shuffled batches of an optimizer step, cut into equal parts for processes and accumulation.
 
-    An epoch is a permutation of the rows; what is left after its last whole batch waits for a later epoch.
+    An epoch is a permutation of the rows, of which those of one group form batches; what is left after a
+    group's last whole batch waits for a later epoch.
 
     Args:
         rows: rows of the dataset to train on.
@@ -35,6 +36,7 @@ class BatchOrder:
         processes: how many there are.
         process: which this is, from 0.
         accumulation: parts of a process's share of a batch.
+        groups: of every row of the dataset, such as the shape of its noise; None for one.
 
     Raises:
         TrainError: fewer rows than one batch, or a batch that cannot be cut into equal parts.
@@ -46,6 +48,7 @@ class BatchOrder:
     processes: int = 1
     process: int = 0
     accumulation: int = 1
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         parts = self.processes * self.accumulation
@@ -54,16 +57,17 @@ class BatchOrder:
                 f"--batch-size: expected a multiple of {parts} ({self.processes} processes x "
                 f"{self.accumulation} accumulated parts), given {self.batch_size}"
             )
-        if len(self.rows) < self.batch_size:
+        most = max((len(part) for part in self._grouped(self.rows)), default=0)
+        if most < self.batch_size:
             raise TrainError(
-                f"--batch-size: expected at most the {len(self.rows)} pairs there are to train on, "
-                f"given {self.batch_size}"
+                f"--batch-size: expected at most the {most} pairs there are to train on"
+                f"{', of one size' if most < len(self.rows) else ''}, given {self.batch_size}"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.rows) // self.batch_size
+        return sum(len(part) // self.batch_size for part in self._grouped(self.rows))
 
     @property
     def part_size(self) -> int:
@@ -72,21 +76,40 @@ class BatchOrder:
 
     def parts(self, first_step: int, last_step: int) -> Iterator[BatchRows]:
         """This process's parts of the steps `first_step` up to but not including `last_step`, in order."""
-        order, order_epoch = self.rows[:0], -1
+        batches: list[np.ndarray] = []
+        order_epoch = -1
         for step in range(first_step, last_step):
             epoch, index = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-                order, order_epoch = self.rows[permutation], epoch
-            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
+                batches, order_epoch = self._batches(epoch), epoch
+            batch = batches[index]
             share = batch[self.process :: self.processes]
             for start in range(0, len(share), self.part_size):
                 yield BatchRows(epoch, share[start : start + self.part_size].tolist())
 
     def parts_of(self, rows: np.ndarray) -> list[BatchRows]:
         """This process's share of some rows, such as those of validation, in parts; none is left out."""
-        own, size = rows[self.process :: self.processes], self.part_size
-        return [BatchRows(0, own[start : start + size].tolist()) for start in range(0, len(own), size)]
+        found, size = [], self.part_size
+        for part in self._grouped(rows):
+            own = part[self.process :: self.processes]
+            found += [BatchRows(0, own[start : start + size].tolist()) for start in range(0, len(own), size)]
+        return found
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """Whole batches of an epoch, those of different groups in turns by chance."""
+        random, size = np.random.default_rng([self.seed, epoch]), self.batch_size
+        groups = self._grouped(self.rows[random.permutation(len(self.rows))])
+        batches = [
+            part[start : start + size] for part in groups for start in range(0, len(part) - size + 1, size)
+        ]
+        return batches if len(groups) == 1 else [batches[place] for place in random.permutation(len(batches))]
+
+    def _grouped(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows of each group, in the order in which they are given."""
+        if self.groups is None:
+            return [rows]
+        own = self.groups[rows]
+        return [rows[own == group] for group in np.unique(own)]
 
 
 def split_by_prompt(prompts: Sequence[str], share: float, seed: int) -> np.ndarray:

@@ -52,9 +52,9 @@ class BatchReader(Dataset[TrainBatch]):
             factors = compute_factors(pairs.source)
         if factors is not None and self.flip_seed is not None:
             factors = flip_signs(factors, self.flip_seed, key)
-        embeds = self.embeddings.get(pairs.prompts)
+        prompt = self.embeddings.get(pairs.prompts)
         return TrainBatch(
-            pairs.source, pairs.target, embeds, factors, tuple(pairs.prompts), tuple(map(int, pairs.seeds))
+            pairs.source, pairs.target, prompt, factors, tuple(pairs.prompts), tuple(map(int, pairs.seeds))
         )
 
     def batches(self, keys: Iterable[BatchRows], device: torch.device, workers: int) -> Iterator[TrainBatch]:

@@ -18,6 +18,7 @@ from npnet_runtime.weights import checkpoint
 from npnet_training.noise_statistics import noise_statistics
 from npnet_training.training.data import TrainingData
 from npnet_training.training.losses import target_of
+from npnet_training.training.measuring import golden_of
 from npnet_training.training.order import BatchRows
 from npnet_training.training.progress import Progress
 from npnet_training.training.settings import TrainSettings
@@ -91,12 +92,12 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
         for batch in data.plain_reader.batches(keys, device, 0):
             target = target_of(batch)
             found = {
-                name: variant(batch.source, batch.prompt_embeds, batch.factors)
+                name: golden_of(variant, batch.source, batch.prompt, batch.factors)
                 for name, variant in variants.items()
             }
             kept.append((batch.source, found["whole"], target))
-            others = batch.prompt_embeds.roll(1, 0)
-            found["prompts of others"] = network(batch.source, others, batch.factors)
+            others = batch.prompt.map(lambda tensor: tensor.roll(1, 0))
+            found["prompts of others"] = golden_of(network, batch.source, others, batch.factors)
             found["identity"] = batch.source
             for name, golden in found.items():
                 errors[name] += float((golden - target).double().square().sum())

@@ -30,13 +30,13 @@ def write_shard(path: Path, rows: np.ndarray) -> None:
         ) from error
 
 
-def open_shard(path: Path, rows: int, shape: tuple[int, ...]) -> np.ndarray:
+def open_shard(path: Path, rows: int, shape: tuple[int | None, ...]) -> np.ndarray:
     """A memory map of a shard.
 
     Args:
         path: the file.
         rows: how many it must hold.
-        shape: of one row.
+        shape: of one row; None where it may be anything.
 
     Raises:
         TrainError: damaged, or of other shapes.
@@ -45,17 +45,20 @@ def open_shard(path: Path, rows: int, shape: tuple[int, ...]) -> np.ndarray:
         shard = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise TrainError(f"{path}: damaged cache file ({error}); delete it") from error
-    if shard.shape != (rows, *shape):
-        raise TrainError(
-            f"{path}: expected a cache file of shape {(rows, *shape)}, given {shard.shape}; delete it"
-        )
+    expected = (rows, *shape)
+    fits = len(shard.shape) == len(expected) and all(
+        side in (None, given) for side, given in zip(expected, shard.shape, strict=True)
+    )
+    if not fits:
+        raise TrainError(f"{path}: expected a cache file of shape {expected}, given {shard.shape}; delete it")
     return shard
 
 
 def gather(shards: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Rows at (shard, row) places, copied into one array."""
-    first = shards[places[0][0]]
-    out = np.empty((len(places), *first.shape[1:]), first.dtype)
-    for position, (shard, row) in enumerate(places):
-        out[position] = shards[shard][row]
+    """Rows at (shard, row) places, copied into one array; zeros where a row is shorter than the longest."""
+    parts = [shards[shard][row] for shard, row in places]
+    longest = np.max([part.shape for part in parts], axis=0)
+    out = np.zeros((len(places), *longest), parts[0].dtype)
+    for row, part in zip(out, parts, strict=True):
+        row[tuple(slice(side) for side in part.shape)] = part
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 
@@ -19,6 +20,11 @@ class SourceInfo(Protocol):
     @property
     def text_shape(self) -> tuple[int, int]:
         """(tokens, width) of the prompt embeddings."""
+        ...
+
+    @property
+    def texts(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what its model encodes of a prompt, by field of `npnet_runtime.inputs.texts.Prompt`."""
         ...
 
     @property
@@ -74,8 +80,18 @@ class PairSource(Protocol):
         """The prompt of every row."""
         ...
 
+    @property
+    def shapes(self) -> Sequence[tuple[int, int, int]]:
+        """The shapes (C, H, W) of its noise."""
+        ...
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Which of `shapes` the noise of each row has, (rows,)."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batch(self, rows: Sequence[int]) -> SourceBatch:
-        """The pairs in the given rows."""
+        """The pairs in the given rows, of one shape."""
         ...
