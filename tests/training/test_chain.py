@@ -15,6 +15,7 @@ from pyarrow.parquet import read_table
 
 from npnet_export.cli import main as export
 from npnet_runtime import GoldenNoise
+from npnet_runtime.inputs.texts import Prompt
 from npnet_training.collecting.cli import main as collect
 from npnet_training.evaluation.cli import main as evaluate
 from npnet_training.models import load_pipeline
@@ -67,7 +68,10 @@ def test_prompts_to_an_engine(network: list[str], tmp_path: Path, monkeypatch: p
     pipe, _ = load_pipeline(model)
     denoiser = Denoiser(pipe)
     noise = draw_noise([1, 2], denoiser.latent_shape)
-    golden = GoldenNoise(engine, device="cpu")(noise, denoiser.encode(["prompt a", "prompt b"]).prompt_embeds)
+    prompt = denoiser.prompt(denoiser.encode(["prompt a", "prompt b"]))
+    if "prompt-attention-2" not in network:
+        prompt = Prompt(prompt.embeds)
+    golden = GoldenNoise(engine, device="cpu")(noise, prompt)
     assert golden.shape == noise.shape
     assert golden.isfinite().all()
     assert (golden != noise).any()

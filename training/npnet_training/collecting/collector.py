@@ -41,6 +41,10 @@ class Collector:
             revision=settings.revision, offline=settings.offline,
         )  # fmt: skip
         self.denoiser = Denoiser(self.pipe)
+        if settings.targets:
+            _ = (
+                self.denoiser.schedule
+            )  # a scheduler that cannot be inverted is refused before anything is made
         self.scorers = {
             name: load_scorer(name, device=settings.device, offline=settings.offline)
             for name in settings.scorers
@@ -48,12 +52,10 @@ class Collector:
 
     def info(self) -> PairInfo:
         """What the dataset says of itself."""
-        plain = self.settings.model_dump(mode="json", exclude=set(OF_THE_RUN))
-        if not plain["sizes"]:
-            del plain["sizes"]  # as in datasets of old
-        own = self.denoiser
+        own, model = self.denoiser, self.model
+        recorded = _recorded(self.settings, own)
         return PairInfo(
-            self.settings.model, self.model.revision, self.shape_of(0), own.text_shape, plain, texts=own.texts
+            self.settings.model, model.revision, self.shape_of(0), own.text_shape, recorded, texts=own.texts
         )
 
     def shape_of(self, batch: int) -> tuple[int, int, int]:
@@ -63,9 +65,11 @@ class Collector:
     def make(self, item: Item) -> tuple[Pairs, list[Any], list[Any]]:
         """The pairs of an item, and the images from the source and the target if there are scorers."""
         settings = self.settings
-        conditioning = self.denoiser.encode(item.prompts)
         source = draw_noise(item.seeds, self.shape_of(item.number))
-        target = redenoise(self.denoiser, source, conditioning, settings.redenoise).cpu().half()
+        target = source.half()
+        if settings.targets:
+            conditioning = self.denoiser.encode(item.prompts)
+            target = redenoise(self.denoiser, source, conditioning, settings.redenoise).cpu().half()
         finite = target.flatten(1).isfinite().all(1).tolist()
         before: dict[str, list[float]] = {}
         after: dict[str, list[float]] = {}
@@ -103,3 +107,17 @@ class Collector:
         """Collect items one after the other; each with its number of kept pairs."""
         for item in todo:
             yield item, self.collect(item)
+
+
+def _recorded(settings: CollectSettings, denoiser: Denoiser) -> dict[str, Any]:
+    """What the pairs depend on; of settings that datasets of old did not have, what differs from theirs."""
+    plain = settings.model_dump(mode="json", exclude=set(OF_THE_RUN))
+    weight = settings.redenoise.weight_for(denoiser) if settings.targets else None
+    plain["redenoise"]["weight"] = weight
+    if weight == "guidance":
+        for name in ("weight", "text_mix", "inversion_text_mix"):
+            del plain["redenoise"][name]
+    for name, was in (("sizes", []), ("targets", True)):
+        if plain[name] == was:
+            del plain[name]
+    return plain

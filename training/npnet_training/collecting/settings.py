@@ -32,6 +32,8 @@ class CollectSettings(Settings):
     """Sizes of the images, HEIGHTxWIDTH in pixels, in turns; the model's own by default."""
     seed: int = Field(default=0, ge=0)
     """Of the first noise; every later one has the next number."""
+    targets: bool = True
+    """Make a target of every noise; without, the dataset is of prompts and noises, to train by reward."""
     redenoise: RedenoiseSettings = RedenoiseSettings()
     """How the target is made."""
     sample: SampleSettings = SampleSettings()
@@ -86,6 +88,8 @@ class CollectSettings(Settings):
             raise ValueError(
                 "workers and gpus are those of Ray: add --ray local, --ray auto or --ray ADDRESS"
             )
+        if not self.targets and self.scorers:
+            raise ValueError("scorers judge the images of noise and target: leave out scorers, or no-targets")
         if self.gpus and self.device == "cpu":
             raise ValueError(f"gpus {self.gpus:g} would stand idle on the device cpu: add --device cuda")
         if self.gpus > 1 and self.gpus % 1:

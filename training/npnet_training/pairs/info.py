@@ -41,6 +41,11 @@ class PairInfo:
             object.__setattr__(self, "texts", {"embeds": self.text_shape})
 
     @property
+    def has_targets(self) -> bool:
+        """Whether the targets are golden noise, not the noise itself."""
+        return bool(self.settings.get("targets", True))
+
+    @property
     def identity(self) -> str:
         """Hexadecimal sha256 of all but the content: every shard of the dataset has it in its metadata."""
         return sha256(json.dumps(self._values(), sort_keys=True).encode()).hexdigest()
@@ -88,6 +93,16 @@ class PairInfo:
             del values["texts"]  # as in datasets of old, whose identity stays the same
         return values
 
+    def _what(self) -> str:
+        if not self.has_targets:
+            return "Source noise without golden noise (`target` is the noise itself), to train by reward"
+        weight = {"embedded": "guidance that the denoiser reads", "text-mix": "the weight of the prompt"}
+        turned = weight.get(self.settings.get("redenoise", {}).get("weight"), "classifier-free guidance")
+        return (
+            "Source noise and the golden noise that re-denoise sampling makes of it (arXiv 2411.09502,\n"
+            f"section 3.1), by turning {turned} up and down"
+        )
+
     def _card(self) -> str:
         return f"""---
 configs:
@@ -96,8 +111,7 @@ configs:
 ---
 # Noise pairs of {self.model}
 
-Source noise and the golden noise that re-denoise sampling makes of it (arXiv 2411.09502, section 3.1),
-made by `npnet-collect`.
+{self._what()}, made by `npnet-collect`.
 
 - model: `{self.model}`, revision `{self.revision}`
 - noise: {self.latent_shape}; `target` is float16, flattened; `source` is null where it is

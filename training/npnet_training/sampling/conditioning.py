@@ -85,6 +85,31 @@ class Conditioning:
             part.nbytes for value in values for part in ([value] if isinstance(value, Tensor) else value)
         )
 
+    def mixed(self, empty: Conditioning, weight: float) -> Conditioning:
+        """Embeddings of the prompt against those of an empty one, `empty + weight (prompt - empty)`.
+
+        So the prompt counts for more or less in a model that has no guidance to turn (RF-Sampling,
+        arXiv 2603.06165). Tokens that the empty prompt does not have stay as they are.
+
+        Args:
+            empty: the empty prompt, one row.
+            weight: 1 for the prompt itself.
+        """
+        other = empty.positive
+        found: dict[str, Value] = {}
+        for name, value in self.positive.items():
+            free = other[name]
+            if isinstance(value, list):
+                found[name] = [_against(part, free[0], weight) for part in value]
+            elif "mask" in name or not isinstance(free, Tensor):
+                found[name] = value
+            elif value.dim() == 2:  # pooled
+                found[name] = free + weight * (value - free)
+            else:
+                mask = other.get(f"{name}_mask", other.get(name.replace("embeds", "attention_mask")))
+                found[name] = _against(value, free, weight, mask if isinstance(mask, Tensor) else None)
+        return Conditioning(found, self.negative)
+
     @staticmethod
     def cat(parts: Iterable[Conditioning]) -> Conditioning:
         """One batch of several of the same model.
@@ -123,6 +148,23 @@ def joined(parts: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
             raise SettingsError(f"{name}: expected prompts of one length, given {sorted(lengths)} tokens")
         found[name] = torch.cat([_filled(value, max(lengths, default=0)) for value in tensors])
     return found
+
+
+def _against(value: Tensor, free: Tensor, weight: float, there: Tensor | None = None) -> Tensor:
+    """`free + weight (value - free)` of the tokens that both have.
+
+    Args:
+        value: (..., tokens, width).
+        free: the same of the empty prompt.
+        weight: of the first.
+        there: (..., tokens), which of the second are tokens; all by default.
+    """
+    tokens = min(value.shape[-2], free.shape[-2])
+    own, other = value[..., :tokens, :], free[..., :tokens, :]
+    mixed = other + weight * (own - other)
+    if there is not None:
+        mixed = torch.where(there[..., :tokens, None] != 0, mixed, own)
+    return torch.cat([mixed, value[..., tokens:, :]], dim=-2)
 
 
 def _filled(value: Tensor, tokens: int) -> Tensor:

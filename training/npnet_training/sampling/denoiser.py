@@ -157,6 +157,11 @@ class Denoiser:
         shared = self._negative(negative)[0].expand(len(prompts))
         return Conditioning(positive, shared.negative)
 
+    @property
+    def empty(self) -> Conditioning:
+        """The empty prompt, encoded as a prompt."""
+        return self._negative("")[0]
+
     def predict(
         self, latents: Tensor, timestep: float | Tensor, conditioning: Conditioning, guidance_scale: float
     ) -> Tensor:
@@ -212,10 +217,7 @@ class Denoiser:
             SettingsError: mixed guidance without the negative prompt.
         """
         if guidance_scale is None:
-            argument = self.guidance.argument
-            default = self.steered.parameters[argument].default if argument is not None else None
-            guided = isinstance(default, int | float) and self.guidance.mixes(float(default))
-            scale = {}
+            guided, scale = self.guidance.kind == "mixed" and self.guidance.by_default, {}
         else:
             guided, scale = self.guidance.mixes(guidance_scale), self.guidance.arguments(guidance_scale)
         _, drawn = self._negative("")

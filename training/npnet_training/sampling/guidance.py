@@ -21,11 +21,18 @@ class Guidance:
         argument: of the pipeline's call that sets it.
         unguided: value of that argument for a prediction of the prompt alone: 1, or 0 where the pipeline
             counts from there.
+        default: what the pipeline's call takes for it if it is given none; None if it says nothing.
     """
 
     kind: Kind
     argument: str | None
     unguided: float = 1.0
+    default: float | None = None
+
+    @property
+    def by_default(self) -> bool:
+        """Whether a call that says nothing of guidance has any."""
+        return self.kind == "embedded" or self.mixes(self.default or 1.0)
 
     def mixes(self, scale: float) -> bool:
         """Whether a scale needs the negative prompt."""
@@ -46,15 +53,18 @@ def guidance_of(pipe: Any, parameters: Mapping[str, Any]) -> Guidance:
         parameters: of its call.
     """
     config = getattr(denoiser(pipe), "config", None)
+    kind: Kind = "mixed"
+    argument, unguided = "true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale", 1.0
     if getattr(config, "guidance_embeds", False) or getattr(config, "time_cond_proj_dim", None) is not None:
-        return Guidance("embedded", "guidance_scale")
-    if "true_cfg_scale" in parameters:
-        return Guidance("mixed", "true_cfg_scale")
-    if "guidance_scale" not in parameters:
+        kind, argument = "embedded", "guidance_scale"
+    elif argument not in parameters:
         return Guidance("none", None)
-    if not _mixes(pipe, 5.0, standard=True):
-        return Guidance("none", None)  # distilled, as its configuration says
-    return Guidance("mixed", "guidance_scale", 0.0 if _mixes(pipe, 1.0, standard=False) else 1.0)
+    elif argument == "guidance_scale":
+        if not _mixes(pipe, 5.0, standard=True):
+            return Guidance("none", None)  # distilled, as its configuration says
+        unguided = 0.0 if _mixes(pipe, 1.0, standard=False) else 1.0
+    default = parameters[argument].default
+    return Guidance(kind, argument, unguided, float(default) if isinstance(default, int | float) else None)
 
 
 def _mixes(pipe: Any, scale: float, *, standard: bool) -> bool:

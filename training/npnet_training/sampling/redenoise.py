@@ -8,10 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from npnet_training.errors import SettingsError
 from npnet_training.sampling.conditioning import Conditioning
 from npnet_training.sampling.denoiser import Denoiser
 from npnet_training.sampling.schedule import Level, Prediction, Solver
 from npnet_training.settings import Settings
+
+Weight = Literal["guidance", "embedded", "text-mix"]
 
 
 class RedenoiseSettings(Settings):
@@ -19,16 +22,41 @@ class RedenoiseSettings(Settings):
 
     steps: int = Field(default=10, ge=2)
     """Steps of the schedule whose first two timesteps are used."""
+    weight: Literal["auto", "guidance", "embedded", "text-mix"] = "auto"
+    """What is turned up in the denoising step and down in the inversion: guidance of two predictions that are
+    mixed, guidance that is an input of the denoiser, or the prompt's embedding against the empty one's, for
+    models without guidance (RF-Sampling). auto takes the first that the pipeline has by default."""
     guidance: float = Field(default=5.5, allow_inf_nan=False)
     """Guidance w_l of the denoising step; published: SDXL 5.5, DreamShaper 3.5, Hunyuan-DiT 5.0."""
     inversion_guidance: float = Field(default=1.0, allow_inf_nan=False)
-    """Guidance w_w of the inversion."""
+    """Guidance w_w of the inversion; where predictions are mixed, 1 is none."""
+    text_mix: float = Field(default=3.0, allow_inf_nan=False)
+    """Weight of the prompt in the denoising step under text-mix."""
+    inversion_text_mix: float = Field(default=1.0, allow_inf_nan=False)
+    """Weight of the prompt in the inversion; 1 is the prompt itself."""
     convention: Literal["consistent", "published"] = "consistent"
     """Whether the inversion takes back the step, or is one timestep off as in the public code."""
     solver: Solver = "ddim"
     """Which timesteps are used, and under `published` whose inverse; published: dpm++ for DreamShaper."""
     repetitions: int = Field(default=1, ge=1)
     """How often, each time from the result of the last."""
+
+    def weight_for(self, denoiser: Denoiser) -> Weight:
+        """What is turned up and down for a model.
+
+        Raises:
+            SettingsError: it was asked for, and the model does not have it.
+        """
+        kind = denoiser.guidance.kind
+        own: dict[str, Weight] = {"mixed": "guidance", "embedded": "embedded"}
+        if self.weight == "auto":
+            return own[kind] if denoiser.guidance.by_default and kind in own else "text-mix"
+        if self.weight not in ("text-mix", own.get(kind)):
+            raise SettingsError(
+                f"--redenoise.weight {self.weight}: expected {own.get(kind, 'text-mix')} or text-mix, for "
+                f"the guidance of {type(denoiser.pipe).__name__} is {kind}"
+            )
+        return self.weight
 
 
 @torch.no_grad()
@@ -50,6 +78,9 @@ def redenoise(
     Under `published` eps_low is predicted from x_1 at t_0, and the inversion runs between the levels that
     the calls in the public code lead to (`NoiseSchedule.published`).
 
+    Under the weight `text-mix` eps_high and eps_low are predicted for `empty + w (prompt - empty)`, with the
+    guidance that the pipeline has by default (RF-Sampling, arXiv 2603.06165).
+
     Args:
         denoiser: of the pipeline.
         noise: (B, C, H, W), standard normal.
@@ -60,7 +91,9 @@ def redenoise(
         (B, C, H, W), float32, on the denoiser's device.
 
     Raises:
-        SettingsError: guidance without the negative prompt, too many steps, or `published` for a flow.
+        SettingsError: guidance without the negative prompt, too many steps, `published` for a flow, or a
+            weight that the model does not have.
+        ModelError: a scheduler whose predictions cannot be inverted.
     """
     schedule = denoiser.schedule
     first, second = denoiser.timesteps(settings.steps, settings.solver, noise.shape)[:2]
@@ -72,10 +105,16 @@ def redenoise(
         target = schedule.level(float(first))
         inversion_at = second
     latents = noise.to(denoiser.device, torch.float32)
+    up = down_again = conditioning
+    scales: tuple[float, float] = settings.guidance, settings.inversion_guidance
+    if settings.weight_for(denoiser) == "text-mix":
+        up = conditioning.mixed(denoiser.empty, settings.text_mix)
+        down_again = conditioning.mixed(denoiser.empty, settings.inversion_text_mix)
+        scales = (denoiser.guidance.default or 1.0,) * 2 if denoiser.guidance.by_default else (1.0, 1.0)
     for _ in range(settings.repetitions):
-        high = denoiser.denoise(latents, first, conditioning, settings.guidance)
+        high = denoiser.denoise(latents, first, up, scales[0])
         latents = at_level(high, down)
-        low = denoiser.denoise(latents, inversion_at, conditioning, settings.inversion_guidance)
+        low = denoiser.denoise(latents, inversion_at, down_again, scales[1])
         if settings.convention == "published":
             # its coefficients are of a level other than the one the network was told
             low = Prediction((latents - source.sigma * low.noise) / source.alpha, low.noise)

@@ -51,7 +51,8 @@ class NoiseSchedule:
         if predicted not in get_args(PredictionType):
             raise ModelError(
                 f"scheduler: expected one whose network predicts {', '.join(get_args(PredictionType))}, "
-                f"given {type(scheduler).__name__} with prediction_type {predicted!r}"
+                f"given {type(scheduler).__name__} with prediction_type {predicted!r}, which cannot be "
+                "inverted; collect with --no-targets and train with --loss reward"
             )
         if not self._flow_euler and "beta_schedule" not in config:
             raise ModelError(

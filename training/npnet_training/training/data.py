@@ -50,6 +50,11 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     """
     share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
     pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
+    if settings.uses_target and not pairs.info.has_targets:
+        raise DatasetError(
+            f"--loss {settings.loss}: expected pairs with targets, given prompts and noises only (they were "
+            "collected with --no-targets); give --loss reward"
+        )
     cached = settings.reads_factors and settings.cache_svd
     factors = FactorCache(settings.cache_dir, pairs, with_factors=cached)
     factors.fill(accelerator.device, **share)

@@ -105,11 +105,15 @@ class BatchOrder:
         return batches if len(groups) == 1 else [batches[place] for place in random.permutation(len(batches))]
 
     def _grouped(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows of each group, in the order in which they are given."""
-        if self.groups is None:
-            return [rows]
-        own = self.groups[rows]
-        return [rows[own == group] for group in np.unique(own)]
+        return by_group(rows, self.groups)
+
+
+def by_group(rows: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray]:
+    """Rows of each group, in the order in which they are given; `groups` of every row of the dataset."""
+    if groups is None:
+        return [rows]
+    own = groups[rows]
+    return [rows[own == group] for group in np.unique(own)]
 
 
 def split_by_prompt(prompts: Sequence[str], share: float, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from npnet_training.noise_statistics import noise_statistics
 from npnet_training.training.data import TrainingData
 from npnet_training.training.losses import target_of
 from npnet_training.training.measuring import golden_of
-from npnet_training.training.order import BatchRows
+from npnet_training.training.order import BatchRows, by_group
 from npnet_training.training.progress import Progress
 from npnet_training.training.settings import TrainSettings
 
@@ -86,8 +86,13 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
         name: ablated(copy.deepcopy(network), name) for name in names
     }
     errors = dict.fromkeys([*variants, "prompts of others", "identity"], 0.0)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    keys = [BatchRows(0, rows[start : start + BATCH].tolist()) for start in range(0, len(rows), BATCH)]
+    noises: list[dict[str, list[float]]] = []
+    wanted: list[dict[str, list[float]]] = []
+    keys = [
+        BatchRows(0, part[start : start + BATCH].tolist())
+        for part in by_group(rows, data.pairs.groups)
+        for start in range(0, len(part), BATCH)
+    ]
     with torch.inference_mode():
         for batch in data.plain_reader.batches(keys, device, 0):
             target = target_of(batch)
@@ -95,19 +100,19 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
                 name: golden_of(variant, batch.source, batch.prompt, batch.factors)
                 for name, variant in variants.items()
             }
-            kept.append((batch.source, found["whole"], target))
+            noises.append(_statistics(found["whole"], batch.source))
+            wanted.append(_statistics(target, batch.source))
             others = batch.prompt.map(lambda tensor: tensor.roll(1, 0))
             found["prompts of others"] = golden_of(network, batch.source, others, batch.factors)
             found["identity"] = batch.source
             for name, golden in found.items():
                 errors[name] += float((golden - target).double().square().sum())
     identity = errors.pop("identity")
-    source, golden, target = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return {
         "pairs": len(rows),
         "explained": {name: 1 - error / identity if identity else 0.0 for name, error in errors.items()},
-        "noise": _means(golden, source),
-        "target": _means(target, source),
+        "noise": _means(noises),
+        "target": _means(wanted),
     }
 
 
@@ -118,9 +123,14 @@ def ablated(network: Network, ablation: str) -> Network:
     return network
 
 
-def _means(noise: Tensor, source: Tensor) -> dict[str, float]:
-    found = noise_statistics(noise.float().cpu(), source.float().cpu())
-    return {name: float(np.mean(values)) for name, values in found.items()}
+def _statistics(noise: Tensor, source: Tensor) -> dict[str, list[float]]:
+    return noise_statistics(noise.float().cpu(), source.float().cpu())
+
+
+def _means(batches: list[dict[str, list[float]]]) -> dict[str, float]:
+    return {
+        name: float(np.mean([value for batch in batches for value in batch[name]])) for name in batches[0]
+    }
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:

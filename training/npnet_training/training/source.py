@@ -38,6 +38,11 @@ class SourceInfo(Protocol):
         ...
 
     @property
+    def has_targets(self) -> bool:
+        """Whether there is golden noise to train on."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Hexadecimal digest that names the content of the dataset."""
         ...
