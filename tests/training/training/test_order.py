@@ -95,3 +95,24 @@ def test_no_prompt_is_on_both_sides_and_each_stays_on_its_side() -> None:
     assert (split_by_prompt(prompts, 0.1, 4) != held).any()
     assert not split_by_prompt(prompts, 0.0, 3).any()
     assert split_by_prompt(["half a surrogate \udc80"], 1.0, 3).all()
+
+
+def test_a_batch_is_of_one_group() -> None:
+    groups = np.array([0, 1, 0, 2, 1, 0, 0, 1, 1, 0, 0, 1])
+    rows = np.flatnonzero(np.arange(12) != 5)
+    orders = [BatchOrder(rows, 2, 7, 2, process, groups=groups) for process in (0, 1)]
+    assert orders[0].steps_per_epoch == 2 + 2  # of five rows each; the third group has one
+    parts = [list(order.parts(0, 12)) for order in orders]
+    for one, other in zip(*parts, strict=True):
+        batch = [*one.rows, *other.rows]
+        assert len(set(batch)) == 2
+        assert len(set(groups[batch])) == 1
+    kinds = [
+        [int(groups[part.rows[0]]) for part in parts[0][4 * epoch : 4 * epoch + 4]] for epoch in range(3)
+    ]
+    assert all(sorted(found) == [0, 0, 1, 1] for found in kinds)
+    assert len({tuple(found) for found in kinds}) > 1
+    given = [row for order in orders for part in order.parts_of(rows) for row in part.rows]
+    assert sorted(given) == rows.tolist()
+    with pytest.raises(TrainError, match="at most the 5 pairs there are to train on, of one size, given 6"):
+        BatchOrder(rows, 6, 7, groups=groups)
