@@ -20,7 +20,7 @@ from npnet_runtime.generate.settings import FILENAME, GenerateSettings, parse_se
 from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy
 from npnet_runtime.inputs.strength import check_strength
-from npnet_runtime.integrations.diffusers.loading import dtype_option, quiet_loading
+from npnet_runtime.integrations.diffusers.loading import load, quiet_loading
 from npnet_runtime.interruption import interrupted_status
 
 if TYPE_CHECKING:
@@ -115,27 +115,13 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def load_pipeline(settings: GenerateSettings, offline: bool = False) -> Any:
-    """The pipeline of a run, on its device, without progress bars of its own.
+    """The pipeline of a run, on its device.
 
     Raises:
-        GenerateError: it cannot be found, fetched or read.
+        PipelineError: it cannot be found, fetched or read.
     """
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            settings.model,
-            **dtype_option(getattr(torch, settings.dtype)),
-            local_files_only=offline,
-            use_safetensors=True,  # never a pickle
-        )
-    except (OSError, ValueError) as error:
-        raise GenerateError(
-            f"model: expected the hub id or the folder of a diffusers pipeline, given {settings.model!r}: "
-            f"{error}"
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(settings.device)
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return load(settings.model, dtype, config=settings.config, offline=offline).to(settings.device)
 
 
 def _settings(options: argparse.Namespace, golden: GoldenNoise) -> GenerateSettings:
@@ -158,6 +144,7 @@ def _settings(options: argparse.Namespace, golden: GoldenNoise) -> GenerateSetti
         resolution=options.other_sizes,
         scorer=options.scorer,
         strength=options.strength,
+        config=options.config,
     )
 
 
@@ -170,7 +157,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--model", required=True, metavar="HUB_ID_OR_FOLDER", help="any pipeline of diffusers the engine fits"
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="hub id, folder or .safetensors file of any pipeline of diffusers the engine fits",
+    )
+    add(
+        "--config",
+        metavar="MODEL",
+        help="hub id or folder whose configuration a single file has; default: what its weights look like",
     )
     add(
         "--engine",

@@ -20,7 +20,7 @@ class GenerateSettings:
     """A run.
 
     Args:
-        model: hub id or folder of a diffusers pipeline.
+        model: hub id, folder or single file of a diffusers pipeline.
         engine: folder of an engine bundle.
         engine_digest: of that bundle.
         prompts: one or more.
@@ -37,6 +37,7 @@ class GenerateSettings:
         resolution: policy for other sizes.
         scorer: `module:function` that gives an image and its prompt a number; None for none.
         strength: how golden, from 0 to 1.
+        config: hub id or folder whose configuration a single file has.
     """
 
     model: str
@@ -56,6 +57,7 @@ class GenerateSettings:
     resolution: str
     scorer: str | None
     strength: float = 1.0
+    config: str | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -77,6 +79,8 @@ class GenerateSettings:
         free = {"prompts", "seeds", "compare", "engine"}
         if self.strength == 1:  # as in records of runs that knew no other
             free.add("strength")
+        if self.config is None:
+            free.add("config")
         decisive = {name: value for name, value in asdict(self).items() if name not in free}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

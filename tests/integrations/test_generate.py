@@ -212,7 +212,10 @@ class TestErrors:
         ("more", "said"),
         [
             (["--height", "48"], "height|4, 16, 16.*GoldenNoise"),
-            (["--model", "no/where", "--offline"], "expected the hub id or the folder.*'no/where'"),
+            (
+                ["--model", "no/where", "--offline"],
+                "expected the folder, the hub id or .*'no/where'",
+            ),
             (["--engine", "nowhere"], "expected the folder of an engine bundle, found nothing"),
             (["--scorer", "nowhere:f"], "expected module:function"),
             (["--scorer", "math:nothing"], "expected module:function"),

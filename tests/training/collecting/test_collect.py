@@ -381,7 +381,7 @@ class TestCommand:
         ("more", "message"),
         [
             (["--prompts", "nowhere.txt"], "nowhere.txt"),
-            (["--model", "nowhere/at-all", "--offline"], "expected a diffusers folder"),
+            (["--model", "nowhere/at-all", "--offline"], "nor is it one of shapes"),
             (["--scorers", "nicescore"], "unknown scorer 'nicescore'"),
             (["--redenoise.steps", "1"], "--redenoise.steps"),
             (["--batch", "0"], "--batch"),
