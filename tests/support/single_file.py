@@ -46,9 +46,7 @@ def write_single_file(pipe: Any, path: Path) -> None:
     state = {f"model.diffusion_model.{name}": value for name, value in _unet(pipe.unet)}
     state |= {f"first_stage_model.{name}": value for name, value in _vae(pipe.vae)}
     for name, value in pipe.text_encoder.state_dict().items():
-        own = (
-            name if name.startswith("text_model.") else f"text_model.{name}"
-        )
+        own = name if name.startswith("text_model.") else f"text_model.{name}"
         state[f"cond_stage_model.transformer.{own}"] = value
     save_file({name: value.contiguous().clone() for name, value in state.items()}, path)
 
