@@ -13,7 +13,6 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 from torch import nn
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from npnet_export import ExportSettings, export
 from npnet_export.for_pipeline import config_for
@@ -62,8 +61,29 @@ def engine_wrapped(pipe: Any, folder: Path) -> Any:
     return pipe
 
 
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are stored in 8 bits, as quantised checkpoints have them."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-8) / 127
+        self.register_buffer("stored", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.stored * self.scale
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(values, self.weight, self.bias)
+
+
 def quantised(pipe: Any, folder: Path) -> Any:
-    quantize_(pipe.transformer, Int8WeightOnlyConfig())
+    linear = [name for name, part in pipe.transformer.named_modules() if isinstance(part, nn.Linear)]
+    for name in linear:
+        pipe.transformer.set_submodule(name, Int8Linear(pipe.transformer.get_submodule(name)))
     return pipe
 
 
