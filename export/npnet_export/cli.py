@@ -26,6 +26,7 @@ from npnet_export.inspection import inspect
 from npnet_export.layers import debug_layers
 from npnet_export.needs import check_needs
 from npnet_export.publishing import check_push, push
+from npnet_export.records import evaluation_table
 from npnet_export.repro import SCRIPT, write_repro
 from npnet_export.request import BuilderOptions
 from npnet_export.stages import Stages
@@ -90,6 +91,10 @@ def _export(arguments: list[str]) -> int:
     settings = _settings(parser, options)
     if options.push is not None:
         check_push(options.push)
+    elif options.evaluation is not None:
+        parser.error("--evaluation belongs to --push OWNER/NAME")
+    if options.evaluation is not None:
+        evaluation_table(options.evaluation, "")  # whatever is wrong with it, before the engine is built
     if options.dry_run:
         print(_plan(settings))
         check(settings)
@@ -105,7 +110,8 @@ def _export(arguments: list[str]) -> int:
         stages(f"  {row.quantity}: {row.statistic} {row.value:.2g}{allowed}")
     if options.push is not None:
         stages(f"uploading to {options.push}")
-        stages(f"pushed: {options.push}@{push(bundle, options.push, options.licence)}")
+        found = options.evaluation and evaluation_table(options.evaluation, bundle.digest)
+        stages(f"pushed: {options.push}@{push(bundle, options.push, options.licence, found)}")
     return 0
 
 

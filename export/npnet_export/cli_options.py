@@ -95,6 +95,9 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument("--push", metavar="OWNER/NAME", help="then upload it to the Hugging Face hub")
     parser.add_argument("--licence", metavar="ID", help="of the weights, for the model card: apache-2.0 ...")
+    parser.add_argument(
+        "--evaluation", metavar="DIR", type=Path, help="of npnet-evaluate, for the table of the model card"
+    )
     parser.add_argument("--offline", action="store_true", help="take weights from the download cache only")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--quiet", action="store_true", help="print errors only")

@@ -31,13 +31,16 @@ def check_push(repository: str) -> None:
         raise ExportError("--push needs huggingface_hub: pip install huggingface_hub") from error
 
 
-def push(bundle: EngineBundle, repository: str, licence: str | None = None) -> str:
+def push(
+    bundle: EngineBundle, repository: str, licence: str | None = None, evaluation: str | None = None
+) -> str:
     """Upload a bundle, its files first and its manifest last, and a model card.
 
     Args:
         bundle: every file is checked against the manifest before it is sent.
         repository: `OWNER/NAME`, made if it is not there.
         licence: identifier of the licence of the weights, such as `apache-2.0`; None if it is not known.
+        evaluation: what an evaluation found, for the card; see `evaluation_table`.
 
     Returns:
         The commit, which names this very engine: `GoldenNoise(repository, revision=commit)`.
@@ -49,7 +52,7 @@ def push(bundle: EngineBundle, repository: str, licence: str | None = None) -> s
     from huggingface_hub import CommitOperationAdd, HfApi
 
     contents = {name: bundle.read(name) for name in bundle.manifest.files}
-    contents[CARD] = model_card(bundle.manifest, repository, licence).encode()
+    contents[CARD] = model_card(bundle.manifest, repository, licence, evaluation).encode()
     contents[FILENAME] = (bundle.path / FILENAME).read_bytes()
     operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
     api = HfApi()
@@ -65,15 +68,20 @@ def push(bundle: EngineBundle, repository: str, licence: str | None = None) -> s
     return str(info.oid)
 
 
-def model_card(manifest: Manifest, repository: str, licence: str | None = None) -> str:
+def model_card(
+    manifest: Manifest, repository: str, licence: str | None = None, evaluation: str | None = None
+) -> str:
     """The model card: what the engine is, was made from and agreed with; and how to use it.
 
     Args:
         manifest: of the bundle.
         repository: where it goes.
         licence: of the weights; None if it is not known.
+        evaluation: what an evaluation found.
     """
-    base = MODELS[manifest.model].base_model if manifest.model in MODELS else manifest.weights.get("for")
+    made_for = manifest.weights.get("for", manifest.weights.get("trained_for"))
+    base = MODELS[manifest.model].base_model if manifest.model in MODELS else made_for
+    worth = evaluation or "No evaluation was recorded; npnet-evaluate makes one, --evaluation puts it here."
     about: dict[str, Any] = {"library_name": "npnet-runtime", "pipeline_tag": "text-to-image"}
     about |= {"tags": ["golden-noise", manifest.config.kind, manifest.engine]}
     about |= {"base_model": base} if base else {}
@@ -111,7 +119,8 @@ GoldenNoise("{repository}"{trust}).attach(pipe)
 | noise | {_noise(manifest)} |
 | prompt | {manifest.config.text_dim} wide{_reads(manifest)} |
 | base model | {base or "not recorded"} |
-| weights | {", ".join(f"{key} {value}" for key, value in manifest.weights.items())} |
+| weights | {", ".join(f"{key} {value}" for key, value in manifest.weights.items() if key != "training")} |
+| training | {manifest.weights.get("training", "not recorded")} |
 | licence of the weights | {licence or "not stated"} |
 | needs | {", ".join(f"{name} {condition}" for name, condition in manifest.requires.items())} |
 
@@ -121,7 +130,7 @@ GoldenNoise("{repository}"{trust}).attach(pipe)
 
 ## What it is worth
 
-{"Nothing, with random weights." if random else "No evaluation was recorded; npnet-evaluate makes one."}
+{"Nothing, with random weights." if random else worth}
 """
 
 

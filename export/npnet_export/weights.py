@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from npnet_export.records import training_of
 from npnet_runtime.errors import CheckpointError, ConfigError
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.networks.registry import Network, NetworkConfig, network_from_state
@@ -81,6 +82,7 @@ class WeightsRequest:
             CheckpointError: the checkpoint is missing or does not fit.
             DownloadError: the hub does not have it, or cannot be reached.
             PackagedError: the bundled file is missing or altered.
+            ExportError: the record of the training run beside it is damaged.
         """
         config = self.config()
         if self.random_seed is not None and config is not None:
@@ -88,7 +90,8 @@ class WeightsRequest:
             return network, {"source": "random", "random_seed": self.random_seed, **self.made_for}
         path, named = self._fetch()
         read = checkpoint.read(path, config)
-        return read.network(), {**named, "form": read.form, "sha256": read.sha256}
+        trained = training_of(path) if self._is_path() else {}
+        return read.network(), {**named, "form": read.form, "sha256": read.sha256, **trained}
 
     def check(self) -> None:
         """Find out what can be known without loading them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,68 @@ def test_a_changed_file_is_not_sent(weights: Path, monkeypatch: pytest.MonkeyPat
     (bundle.path / "weights.safetensors").write_bytes(b"x")
     with pytest.raises(BundleError, match="is not the file"):
         push(bundle, "me/golden")
+
+
+def evaluated(folder: Path, digest: str, **changes: Any) -> Path:
+    score = {
+        "mean": 0.31,
+        "difference": 0.012,
+        "low": 0.004,
+        "high": 0.02,
+        "wins": 60,
+        "ties": 1,
+        "losses": 39,
+    }
+    found = {
+        "settings": {
+            "model": "me/model",
+            "prompts": "/home/me/drawbench.csv",
+            "sample": {"steps": 30, "guidance": None},
+        },
+        "engines": {"golden:e": digest},
+        "images": 100,
+        "results": {
+            "plain": {"scores": {"pickscore": {"mean": 0.3}}},
+            "golden:e": {"scores": {"pickscore": score}},
+        },
+    }
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(found | changes))
+    return folder
+
+
+def test_a_card_has_the_training_and_the_evaluation(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of = {"model": "me/model", "steps": 70, "pairs": {"train": 900}, "settings": {"loss": "mse"}}
+    (weights.parent / "run.json").write_text(json.dumps(run_of))
+    assert run(weights) == 0
+    digest = EngineBundle.open(weights.parent / "e").digest
+    folder = evaluated(weights.parent / "evaluation", digest)
+    assert run(weights, "--push", "me/golden", "--evaluation", str(folder), "--force") == 0
+    card = Api.sent["README.md"].decode()
+    assert 'base_model: "me/model"' in card
+    assert "| training | 70 steps on 900 pairs by the loss mse |" in card
+    assert "| golden | pickscore | 0.3 | 0.31 | +0.012 (+0.004 to +0.02) | 60 / 1 / 39 |" in card
+    assert "100 images of me/model in each arm, 30 steps, guidance of the pipeline" in card
+    assert "`drawbench.csv`; golden noise by" in card
+    assert "/home/me" not in card
+    (weights.parent / "run.json").write_text("{")
+    assert run(weights, "--force") == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_no_evaluation_to_show(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (weights.parent / "empty").mkdir()
+    for folder, message in (
+        (weights.parent / "empty", "expected a folder of npnet-evaluate"),
+        (evaluated(weights.parent / "none", "d", engines={}), "expected one with an arm golden:ENGINE"),
+    ):
+        assert run(weights, "--push", "me/golden", "--evaluation", str(folder)) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(weights, "--evaluation", str(folder))
+    assert not (weights.parent / "e").exists()
 
 
 def test_cards(small_bundles: dict[str, EngineBundle]) -> None:

@@ -1,73 +1,165 @@
-"""The block for Modular Diffusers, in diffusers' own text-to-image blocks for SDXL."""
+"""Golden noise in Modular Diffusers, in diffusers' own text-to-image blocks of every family there is here."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.modular_pipelines.stable_diffusion_xl import StableDiffusionXLAutoBlocks
 
+from npnet_export import ExportSettings, export
+from npnet_export.for_pipeline import config_for
+from npnet_export.weights import WeightsRequest
 from npnet_runtime import GoldenNoise
-from npnet_runtime.errors import InputError
-from npnet_runtime.integrations.diffusers.modular import GoldenNoiseStep
+from npnet_runtime.errors import InputError, PipelineError
+from support.flow_pipelines import FLOWS, OPTIONS, SIZE
+from support.pipelines import sdxl as small_sdxl
+
+BLOCKS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
+    "sdxl": ("StableDiffusionXLAutoBlocks", small_sdxl, {}),
+    "sd3": ("StableDiffusion3AutoBlocks", FLOWS["sd3"], {"max_sequence_length": 24}),
+    "flux": ("FluxAutoBlocks", FLOWS["flux-dev"], {"max_sequence_length": 24}),
+    "qwen-image": ("QwenImageAutoBlocks", FLOWS["qwen-image"], {"max_sequence_length": 400}),
+    "z-image": ("ZImageAutoBlocks", FLOWS["z-image"], {"max_sequence_length": 64}),
+}
 
 
-def modular(sdxl: Any, golden: GoldenNoise | None) -> Callable[..., np.ndarray]:
-    blocks = StableDiffusionXLAutoBlocks().get_workflow("text2image")
-    if golden is not None:
-        place = list(blocks.sub_blocks).index("denoise.before_denoise.prepare_latents")
-        blocks.sub_blocks.insert("golden_noise", GoldenNoiseStep(golden), place)
-    pipe = blocks.init_pipeline()
-    pipe.update_components(**{name: part for name, part in sdxl.components.items() if part is not None})
-    pipe.set_progress_bar_config(disable=True)
+@pytest.fixture(scope="module", params=BLOCKS)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipe(family: str) -> Any:
+    return BLOCKS[family][1]()
+
+
+@pytest.fixture(scope="module")
+def engine(family: str, pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> GoldenNoise:
+    options = next((OPTIONS[name] for name in FLOWS if FLOWS[name] is BLOCKS[family][1]), {})
+    size = {} if family == "sdxl" else {"height": SIZE, "width": SIZE}
+    config, reads = config_for(pipe, **size, **options)
+    weights = WeightsRequest(None, random_seed=0, shapes=config, reads=reads)
+    folder = tmp_path_factory.mktemp("engine") / "e"
+    return GoldenNoise(export(ExportSettings(weights, folder, "e", "torch", device="cpu")), device="cpu")
+
+
+def workflow(family: str) -> Any:
+    return getattr(diffusers.modular_pipelines, BLOCKS[family][0])().get_workflow("text2image")
+
+
+def made_of(blocks: Any, family: str, pipe: Any) -> Callable[..., np.ndarray]:
+    modular = blocks.init_pipeline()
+    known = modular.blocks.expected_components
+    wanted = {spec.name for spec in known}
+    parts = {name: part for name, part in pipe.components.items() if part is not None and name in wanted}
+    modular.update_components(**parts)
+    modular.set_progress_bar_config(disable=True)
+    size = {} if family == "sdxl" else {"height": SIZE, "width": SIZE}
 
     def run(prompt: Any = "a red cat", **options: Any) -> np.ndarray:
-        options = {"generator": torch.Generator().manual_seed(7)} | options
-        return pipe(prompt=prompt, num_inference_steps=2, output_type="np", output="images", **options)
+        given = {"generator": torch.Generator().manual_seed(7), **size, **BLOCKS[family][2]} | options
+        prompt = copy.copy(prompt)
+        found = modular(prompt=prompt, num_inference_steps=2, output_type="np", output="images", **given)
+        return np.asarray(found)
 
+    run.pipe = modular  # type: ignore[attr-defined]
     return run
 
 
-def embeds(sdxl: Any, *prompts: str) -> torch.Tensor:
-    return sdxl.encode_prompt(list(prompts), device="cpu", do_classifier_free_guidance=False)[0]
+def test_golden(family: str, pipe: Any, engine: GoldenNoise) -> None:
+    """In blocks before a pipeline is made of them, and in the pipeline; off again, it is plain."""
+    plain = made_of(workflow(family), family, pipe)
+    expected = plain()
+    blocks = workflow(family)
+    engine.attach(blocks)
+    golden = made_of(blocks, family, pipe)
+    images = golden()
+    assert np.isfinite(images).all()
+    assert not np.array_equal(images, expected)
+    assert np.array_equal(golden(), images)
+    engine.attach(plain.pipe)
+    assert np.array_equal(plain(), images)
+    with pytest.raises(PipelineError, match="detach it first"):
+        engine.attach(plain.pipe)
+    engine.detach(plain.pipe)
+    assert np.array_equal(plain(), expected)
+    with pytest.raises(PipelineError, match="expected some that this GoldenNoise is attached to"):
+        engine.detach(plain.pipe)
 
 
-def test_golden(golden: GoldenNoise, sdxl: Any) -> None:
-    plain, golden_noise = modular(sdxl, None), modular(sdxl, golden)
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
-    expected = plain(latents=golden(noise, embeds(sdxl, "a red cat")))
-    assert np.array_equal(golden_noise(), expected)
-    assert np.array_equal(golden_noise(latents=noise), expected)
-    assert not np.array_equal(plain(), expected)
+def test_all_else_is_as_before(
+    family: str, pipe: Any, engine: GoldenNoise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = GoldenNoise.__call__
+    made: list[torch.Tensor] = []
+
+    def unchanged(self: GoldenNoise, noise: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        made.append(original(self, noise, *rest, **more))
+        assert not torch.equal(made[-1], noise)
+        return noise
+
+    run = made_of(workflow(family), family, pipe)
+    several = {} if family == "z-image" else {"num_images_per_prompt": 2}
+    two = "a red cat" if family == "qwen-image" else ["a red cat", "two dogs"]  # whose blocks take one only
+    for prompt, options in (("a red cat", {}), (two, several)):
+        states = []
+        with monkeypatch.context() as patch:
+            patch.setattr(GoldenNoise, "__call__", unchanged)
+            for attached in (False, True):
+                if attached:
+                    engine.attach(run.pipe)
+                generator = torch.Generator().manual_seed(7)
+                states.append((run(prompt, generator=generator, **options), generator.get_state()))
+            engine.detach(run.pipe)
+        (plain, before), (given, after) = states
+        assert np.array_equal(given, plain)
+        assert torch.equal(before, after)
+    assert len(made) == 2
 
 
-def test_images_per_prompt(golden: GoldenNoise, sdxl: Any) -> None:
-    noise = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(7))
-    made = golden(noise, embeds(sdxl, "a red cat", "two dogs"))
-    prompts = ["a red cat", "two dogs"]
-    expected = modular(sdxl, None)(prompts, latents=made, num_images_per_prompt=2)
-    assert np.array_equal(modular(sdxl, golden)(prompts, num_images_per_prompt=2), expected)
+def test_given_latents(family: str, pipe: Any, engine: GoldenNoise) -> None:
+    """As the blocks take them: one noise, one image, whoever drew it."""
+    run = made_of(workflow(family), family, pipe)
+    shape = tuple(engine.bundle.manifest.config.latent_shape)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(7))
+    if family in ("flux", "qwen-image"):
+        noise = pipe._pack_latents(noise, 1, *shape)
+    plain = run(latents=noise)
+    engine.attach(run.pipe)
+    drawn = run()
+    assert np.abs(run(latents=noise) - drawn).max() < 1e-5
+    engine.detach(run.pipe)
+    engine.attach(run.pipe, given_latents="as-is")
+    assert np.array_equal(run(latents=noise), plain)
+    assert not np.array_equal(plain, drawn)
+    engine.detach(run.pipe)
 
 
-@pytest.mark.usefixtures("identity")
-def test_all_else_is_as_before(golden: GoldenNoise, sdxl: Any) -> None:
-    states = []
-    for engine in (None, golden):
-        generator = torch.Generator().manual_seed(7)
-        states.append((modular(sdxl, engine)(generator=generator), generator.get_state()))
-    (plain, before), (given, after) = states
-    assert np.array_equal(given, plain)
-    assert torch.equal(after, before)
-
-
-def test_refuses(golden: GoldenNoise, sdxl: Any) -> None:
+def test_refuses(family: str, pipe: Any, engine: GoldenNoise) -> None:
     generator = torch.Generator().manual_seed(7)
-    state, run = generator.get_state(), modular(sdxl, golden)
-    with pytest.raises(InputError, match="noise: expected shape"):
-        run(generator=generator, height=48, width=48)
+    state, run = generator.get_state(), made_of(workflow(family), family, pipe)
+    engine.attach(run.pipe)
+    with pytest.raises(InputError, match="expected sides of"):
+        run(generator=generator, height=SIZE * 8, width=SIZE * 8)
     assert torch.equal(generator.get_state(), state)
-    with pytest.raises(ValueError, match="list of generators of length 3"):
-        run(generator=[generator] * 3)
+    with pytest.raises(PipelineError, match=r"with [02-9] .*get_workflow\(.text2image.\)"):
+        engine.attach(getattr(diffusers.modular_pipelines, BLOCKS[family][0])())
+    engine.detach(run.pipe)
+
+
+def test_an_engine_of_one_size(golden: GoldenNoise, sdxl: Any, tmp_path: Path) -> None:
+    blocks = workflow("sdxl")
+    golden.attach(blocks)
+    run = made_of(blocks, "sdxl", sdxl)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
+    embeds = sdxl.encode_prompt(["a red cat"], device="cpu", do_classifier_free_guidance=False)[0]
+    plain = made_of(workflow("sdxl"), "sdxl", sdxl)
+    assert np.array_equal(run(), plain(latents=golden(noise, embeds)))
+    with pytest.raises(InputError, match="noise: expected shape"):
+        run(height=48, width=48)

@@ -57,7 +57,8 @@ def attach(golden: Golden, pipe: Any, *, given_latents: GivenLatents = "golden")
 
     Args:
         golden: the engine. Any number of pipelines may share it.
-        pipe: a text-to-image pipeline of diffusers; docs/pipelines.md lists them.
+        pipe: a text-to-image pipeline of diffusers, of which docs/pipelines.md has a list; or blocks of
+            Modular Diffusers for one workflow from text to image, or a pipeline of such blocks.
         given_latents: what becomes of noise that a caller passes as `latents`, packed as the pipeline takes
             it or as it would be drawn: `"golden"` makes it golden as well, `"as-is"` leaves it alone.
 
@@ -67,6 +68,9 @@ def attach(golden: Golden, pipe: Any, *, given_latents: GivenLatents = "golden")
     """
     if given_latents not in ("golden", "as-is"):
         raise PipelineError(f"given_latents: expected 'golden' or 'as-is', given {given_latents!r}")
+    if (blocks := _blocks_of(pipe)) is not None:
+        _modular().attach_blocks(golden, blocks, given_latents)
+        return
     if _attachment(pipe) is not None:
         raise PipelineError(
             f"pipe: expected a plain {type(pipe).__name__}, given one that has golden noise attached; "
@@ -84,6 +88,9 @@ def detach(golden: Golden, pipe: Any) -> None:
     Raises:
         PipelineError: this engine is not attached to it.
     """
+    if (blocks := _blocks_of(pipe)) is not None:
+        _modular().detach_blocks(golden, blocks)
+        return
     attachment = _attachment(pipe)
     if attachment is None or not attachment.golden.shares_engine(golden):
         found = "one with no golden noise" if attachment is None else "one attached to another GoldenNoise"
@@ -92,6 +99,18 @@ def detach(golden: Golden, pipe: Any) -> None:
         )
     (pipe.__class__,) = type(pipe).__bases__
     del pipe.__dict__[ATTRIBUTE]
+
+
+def _modular() -> Any:
+    # its base classes come with newer releases of diffusers only, and only who uses them has them loaded
+    from npnet_runtime.integrations.diffusers import modular
+
+    return modular
+
+
+def _blocks_of(pipe: object) -> Any:
+    loaded = "diffusers.modular_pipelines.modular_pipeline" in sys.modules
+    return _modular().blocks_of(pipe) if loaded else None
 
 
 @contextmanager

@@ -123,15 +123,9 @@ class Call:
     ) -> Tensor:
         """In place of `randn_tensor`: the same noise, made golden."""
         draw = Draw(tuple(shape), dtype or torch.float32, device or "cpu", generator)
-        planes = planar(draw.shape)
-        check_device(draw.device, self._golden.device)
-        prompt = self.prompt()
-        if not draw.miscounted:  # a wrong number of generators: the draw says so itself
-            self._golden.check_shapes(planes, prompt)
         foreseen = isinstance(self._foreseen, Draw) and draw.same_as(self._foreseen)
-        noise = draw.take().reshape(planes)
-        ahead = self._ahead.result() if foreseen and self._ahead is not None else None
-        return self._golden(noise if ahead is None else ahead, prompt).reshape(draw.shape)
+        ahead = self._ahead if foreseen else None
+        return draw_golden(self._golden, draw, self.prompt(), ahead)
 
     def _given(self, given: Tensor, noise: Tensor, shape: Any, dtype: Any = None, **_: Any) -> Tensor:
         """In place of `randn_tensor`: noise that the caller passed, made golden."""
@@ -167,6 +161,28 @@ class Call:
             return None
         draw = Draw(shape, dtype, self._golden.device, given.get("generator"))
         return draw if draw.foreseeable and count else None
+
+
+def draw_golden(golden: Golden, draw: Draw, prompt: Prompt, ahead: Ahead | None = None) -> Tensor:
+    """Noise as a pipeline draws it, made golden.
+
+    Args:
+        golden: the engine.
+        draw: of the pipeline.
+        prompt: of its call.
+        ahead: of the same noise, begun before.
+
+    Raises:
+        PipelineError: the pipeline draws on another device than the engine's, or no planes.
+        InputError: a shape or a prompt that the engine cannot take; no random number was drawn.
+    """
+    planes = planar(draw.shape)
+    check_device(draw.device, golden.device)
+    if not draw.miscounted:  # a wrong number of generators: the draw says so itself
+        golden.check_shapes(planes, prompt)
+    noise = draw.take().reshape(planes)
+    begun = None if ahead is None else ahead.result()
+    return golden(noise if begun is None else begun, prompt).reshape(draw.shape)
 
 
 def _computes_in(pipe: Any) -> torch.dtype | None:
