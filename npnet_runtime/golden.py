@@ -19,6 +19,7 @@ from npnet_runtime.backends import load_backend
 from npnet_runtime.bundles.bundle import EngineBundle
 from npnet_runtime.devices import device_errors, resolve_device
 from npnet_runtime.errors import BackendError, BundleError, InputError
+from npnet_runtime.golden_statistics import collapse_of
 from npnet_runtime.hot_path import GraphPath, HostPath, StreamPath, choose_graphs
 from npnet_runtime.hot_path import Path as HotPath
 from npnet_runtime.hot_path.caches import Cache, content_key
@@ -370,6 +371,7 @@ class GoldenNoise:
             str(self._graphs),
             *self._path.describe(),
             str(self._cache),
+            *_looks(manifest.statistics),
             *([f"parity: NOT checked when built: {manifest.unverified}"] if manifest.unverified else []),
             *(
                 f"parity when built: {row.quantity}: {row.statistic} {row.value:.2g}"
@@ -489,3 +491,11 @@ def _without_autocast(device: str) -> Iterator[None]:
 
 def _reopen(path: str, options: dict[str, Any]) -> GoldenNoise:
     return GoldenNoise(path, **options)
+
+
+def _looks(statistics: dict[str, float] | None) -> list[str]:
+    if statistics is None:
+        return []
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in statistics.items())
+    problems = collapse_of(statistics)
+    return [f"golden noise when built: {told}", *(f"COLLAPSED: {problem}" for problem in problems)]

@@ -12,7 +12,7 @@ import torch
 
 from npnet_export.engines import ENGINES, check_engine, float32_parts, in_precision, unverifiable
 from npnet_export.errors import ExportError, ParityError
-from npnet_export.parity import compare
+from npnet_export.parity import compare, statistics_of
 from npnet_export.request import Binding, BuilderOptions, BuildRequest
 from npnet_export.spectral_fit import fit
 from npnet_export.weights import WeightsRequest
@@ -23,6 +23,7 @@ from npnet_runtime.bundles.bundle import EngineBundle, check_target, write_bundl
 from npnet_runtime.bundles.manifest import Manifest, ParityRow
 from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.devices import device_errors, resolve_device
+from npnet_runtime.golden_statistics import collapse_of
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.registry import Network, network_for
 
@@ -49,6 +50,7 @@ class ExportSettings:
         spectral: the SVD itself (`exact`), a polynomial for it, or that where it passes (`auto`).
         spectral_tolerance: of the polynomial; None for that of the precision.
         chosen: why the engine is of this kind, where `--engine auto` chose it.
+        allow_collapse: also of weights whose golden noise is no longer noise.
     """
 
     weights: WeightsRequest
@@ -65,6 +67,7 @@ class ExportSettings:
     spectral: str = "exact"
     spectral_tolerance: float | None = None
     chosen: str | None = None
+    allow_collapse: bool = False
 
     def estimated_bytes(self) -> int:
         """Size of the bundle to expect, from the number of weights; 0 before their shapes are known."""
@@ -125,6 +128,7 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
     kind = ENGINES[settings.engine]
     stage(f"loading weights: {settings.weights.description}")
     network, weights = settings.weights.load()
+    statistics = _statistics(settings, network, stage)
     spectral = _spectral(settings, network, stage)
     with write_bundle(settings.output, force=settings.force) as (folder, seal):
         stage(f"building the {settings.engine} engine in {settings.precision}")
@@ -139,6 +143,7 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
             stage,
         )
         manifest = _manifest(settings, network, weights, kind.write(request))
+        manifest = replace(manifest, statistics=statistics)
         if spectral is not None:
             manifest = replace(manifest, spectral=spectral, signs=None)
         if settings.verify:
@@ -181,6 +186,28 @@ def _manifest(
         unverified=None,
         reads=settings.weights.reads,
     )
+
+
+def _statistics(
+    settings: ExportSettings, network: Network, stage: Callable[[str], None]
+) -> dict[str, float] | None:
+    """What golden noise looks like; of random weights it says nothing.
+
+    Raises:
+        ExportError: it has collapsed, and that is not allowed.
+    """
+    if settings.weights.random_seed is not None:
+        return None
+    found = statistics_of(network, _mixing(settings, network)["signs"])
+    problems = collapse_of(found)
+    if problems and not settings.allow_collapse:
+        raise ExportError(
+            f"golden noise of these weights has collapsed: {'; '.join(problems)}. Train again, on pairs "
+            "whose targets depend on their sources; --allow-collapse makes the engine all the same"
+        )
+    for problem in problems:
+        stage(f"COLLAPSED: {problem}")
+    return found
 
 
 def _spectral(

@@ -202,6 +202,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> E
         spectral=options.spectral,
         spectral_tolerance=options.spectral_tolerance,
         chosen=why,
+        allow_collapse=options.allow_collapse,
     )
 
 

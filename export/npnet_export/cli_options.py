@@ -92,6 +92,9 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-verify", action="store_true", help="keep the engine without comparing it with float32 PyTorch"
     )
+    parser.add_argument(
+        "--allow-collapse", action="store_true", help="also of weights whose golden noise is no longer noise"
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument("--push", metavar="OWNER/NAME", help="then upload it to the Hugging Face hub")
     parser.add_argument("--licence", metavar="ID", help="of the weights, for the model card: apache-2.0 ...")

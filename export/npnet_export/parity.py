@@ -14,6 +14,7 @@ from npnet_runtime.bundles.manifest import ParityRow
 from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import InputError
 from npnet_runtime.golden import GoldenNoise
+from npnet_runtime.golden_statistics import golden_statistics
 from npnet_runtime.hot_path.passes import SIGNS, polynomial_half
 from npnet_runtime.inputs.texts import Prompt, random_inputs
 from npnet_runtime.networks.any_size import AnySizeNet
@@ -136,3 +137,17 @@ def reference(
         if signs is None:
             return network(noise, embeds)
         return network(noise, embeds, svd(latent_to_matrix(noise), solver=solver, signs=SIGNS[signs]))
+
+
+def statistics_of(network: Network, signs: str | None, samples: int = 8) -> dict[str, float]:
+    """What golden noise of the float32 network looks like; see `npnet_runtime.golden_statistics`.
+
+    Args:
+        network: in float32.
+        signs: the rule, of an NPNet.
+        samples: noises, with a prompt each, from seeds 0, 1, ...
+    """
+    noise, prompt = random_inputs(network.config, range(samples))
+    others = prompt.map(lambda tensor: tensor.roll(1, 0))
+    golden, again = (reference(network, noise, text, "lapack", signs) for text in (prompt, others))
+    return golden_statistics(golden, noise, again)

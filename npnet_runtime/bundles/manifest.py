@@ -20,7 +20,7 @@ from npnet_runtime.networks.registry import NetworkConfig, config_from_dict
 FILENAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "npnet-engine-bundle", 1
 # Only of bundles with a field that an earlier runtime does not know, which must refuse those.
-NEWER_FIELDS = {"spectral": 2, "reads": 3}
+NEWER_FIELDS = {"spectral": 2, "reads": 3, "statistics": 4}
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -82,6 +82,8 @@ class Manifest:
         spectral: what runs in place of the SVD, or None; not written if None.
         reads: what the network reads of a pipeline's prompt: by field of `npnet_runtime.inputs.texts.Prompt`,
             the name that the pipeline has for it; None for the first embeddings. Not written if None.
+        statistics: of golden noise when the bundle was made; see `npnet_runtime.golden_statistics`. None of
+            random weights, and of bundles of old; not written then.
     """
 
     package_version: str
@@ -106,6 +108,7 @@ class Manifest:
     unverified: str | None
     spectral: SpectralPolynomial | None = None
     reads: dict[str, str] | None = None
+    statistics: dict[str, float] | None = None
 
     def to_json(self) -> str:
         """Text of `manifest.json`; the same manifest gives the same text."""
@@ -210,6 +213,10 @@ class Manifest:
             ),
             "reads: expected names": self.reads is not None
             and not (self.reads and all(isinstance(name, str) for name in self.reads.values())),
+            "statistics: expected finite numbers": self.statistics is not None
+            and not all(
+                isinstance(value, int | float) and math.isfinite(value) for value in self.statistics.values()
+            ),
             "platform: expected text": not all(isinstance(value, str) for value in self.platform.values()),
         }
         for problem, present in problems.items():
@@ -229,6 +236,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "float | None": (float, int, type(None)),
     "str | None": (str, type(None)),
     "dict[str, str] | None": (dict, type(None)),
+    "dict[str, float] | None": (dict, type(None)),
     "dict": (dict,),
     "tuple": (tuple,),
 }

@@ -127,6 +127,9 @@ class TestRefused:
         settings = export_small(tmp_path / "bundle", precision="fp16")
         checkpoint.write(tmp_path / "huge", huge, SHAPES["small"])
         settings = replace(settings, weights=WeightsRequest(None, str(tmp_path / "huge")))
+        with pytest.raises(ExportError, match="has collapsed: its norm is .* --allow-collapse"):
+            export(settings)
+        settings = replace(settings, allow_collapse=True)
         with pytest.raises(ParityError, match=r"was not kept.*not finite"):
             export(settings)
         assert os.listdir(tmp_path) == ["huge"]

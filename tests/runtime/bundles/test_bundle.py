@@ -76,7 +76,7 @@ def test_file_damaged(copied: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (lambda m: m.update(format_version=2), BundleError, "expected format version 1, given 2"),
+        (lambda m: m.update(format_version=2), BundleError, "expected format version 4, given 2"),
         (lambda m: m.update(format="other"), BundleError, "expected the format"),
         (lambda m: m.pop("engine"), BundleError, r"missing fields \['engine'\]"),
         (lambda m: m.update(colour="red"), BundleError, r"unknown fields \['colour'\]"),
@@ -93,7 +93,7 @@ def test_file_damaged(copied: Path, damage: str) -> None:
         (lambda m: m.update(files={}), BundleError, "at least one"),
         (lambda m: m.update(files={"other": {"bytes": 1, "sha256": ""}}), BundleError, "lists no file"),
         (lambda m: m.update(files={"a": {"bytes": "x", "sha256": 5}}), BundleError, "bytes: expected int"),
-        (lambda m: m.update(format_version=True), BundleError, "expected format version 1, given True"),
+        (lambda m: m.update(format_version=True), BundleError, "expected format version 4, given True"),
         (lambda m: m.update(requires=[]), BundleError, "requires: expected dict"),
         (lambda m: m.update(requires={"torch": 5}), BundleError, "expected conditions such as"),
         (lambda m: m.update(signs=[]), BundleError, "signs: expected str"),

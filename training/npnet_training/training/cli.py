@@ -12,7 +12,7 @@ EPILOG = """example:
   npnet-train --data pairs --output run
   accelerate launch --multi_gpu -m npnet_training.training.cli --data pairs --output run
 
-exit status: 0, or 2 for an error; after a kill, run it again with --resume
+exit status: 0, 1 if golden noise has collapsed, 2 for an error; after a kill, run it again with --resume
 """
 
 
@@ -31,6 +31,13 @@ def _work(settings: TrainSettings) -> int:
         return 0
     summary = train(settings, _report)
     last = summary["last"]
+    if summary["collapsed"]:
+        print(
+            f"{settings.output / LAST}: golden noise has collapsed: {'; '.join(summary['collapsed'])}; "
+            "npnet-export will refuse it",
+            file=sys.stderr,
+        )
+        return 1
     name = BEST if summary["best_validation_loss"] is not None else LAST
     print(
         f"{settings.output / name}: after {summary['steps']} steps the network explains "
@@ -46,6 +53,8 @@ def _report(entry: dict[str, Any]) -> None:
         text = (
             f"validation: loss {found['loss']:.5g}, mse {found['mse']:.5g}, identity {found['identity']:.5g}"
         )
+    elif "collapsed" in entry:
+        text = f"golden noise has collapsed: {'; '.join(entry['collapsed'])}"
     else:
         text = f"loss {entry['loss']:.5g}, {entry['pairs_per_second']:.1f} pairs/s"
     print(f"step {entry['step']}: {text}", file=sys.stderr, flush=True)

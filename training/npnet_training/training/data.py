@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_training.errors import DatasetError
 from npnet_training.pairs import PairDataset
+from npnet_training.training.collapse import check_pairs
 from npnet_training.training.embeddings import EmbeddingCache, model_key
 from npnet_training.training.factors import FactorCache
 from npnet_training.training.order import split_by_prompt
@@ -46,7 +47,7 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     Raises:
         DatasetError: the pairs cannot be used, or their model has another revision or other embeddings now.
         ModelError: prompts must be encoded and the model cannot be loaded.
-        TrainError: a cache cannot be written.
+        TrainError: a cache cannot be written, or the targets do not depend on their sources.
     """
     share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
     pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
@@ -62,6 +63,8 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     accelerator.wait_for_everyone()
     embeddings.refresh()
     usable = factors.usable()
+    if settings.loss in ("mse", "cosine") and not settings.allow_collapse:
+        check_pairs(pairs, np.flatnonzero(usable))
     held_out = split_by_prompt(pairs.prompts, settings.validation.share, settings.seed)
     train, validation = np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out)
     if settings.validation.share and not len(validation):

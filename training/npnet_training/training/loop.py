@@ -18,6 +18,7 @@ from npnet_runtime.weights import checkpoint
 from npnet_training.errors import TrainError
 from npnet_training.training.averaging import WeightAverage
 from npnet_training.training.batch import TrainBatch
+from npnet_training.training.collapse import judge
 from npnet_training.training.data import TrainingData, open_data
 from npnet_training.training.losses import Loss
 from npnet_training.training.measuring import golden_of, measure
@@ -196,7 +197,11 @@ class Trainer:
             raise TrainError(
                 f"validation at step {self.progress.step} is not finite; lower the learning rate"
             )
-        if self.progress.judge(found["loss"], self.settings.validation.min_improvement):
+        better = self.progress.judge(found["loss"], self.settings.validation.min_improvement)
+        problems = judge(found, self.progress, allowed=self.settings.allow_collapse)
+        if problems:
+            self._log({"step": self.progress.step, "collapsed": problems})
+        if better:
             self._write_checkpoint(BEST)
 
     def _last_measured(self) -> dict[str, float]:

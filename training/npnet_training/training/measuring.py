@@ -10,6 +10,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from npnet_kernels import SVD
+from npnet_runtime.golden_statistics import STATISTICS, golden_statistics
 from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_training.training.batch import TrainBatch
@@ -41,22 +42,25 @@ def measure(
 
     Returns:
         `identity` and `mse`, of one number of the noise; `explained`, the share of the target change that the
-        network explains; `loss`, of a pair, if it is asked for.
+        network explains; `STATISTICS` of golden noise; `loss`, of a pair, if it is asked for.
     """
     network.eval()
-    sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(5 + len(STATISTICS), dtype=torch.float64, device=accelerator.device)
     for batch in batches:
         target, golden = target_of(batch), golden_of(network, batch.source, batch.prompt, batch.factors)
         sums[0] += (target - batch.source).double().square().sum()
         sums[1] += (target - golden.float()).double().square().sum()
         sums[2] += target.numel()
+        sums[4] += len(batch)
         if loss is not None:
             sums[3] += len(batch) * loss(golden, batch).double()
-            sums[4] += len(batch)
-    identity, ours, count, total, pairs = accelerator.reduce(sums, "sum").tolist()
+        looks = golden_statistics(golden.float(), batch.source)
+        sums[5:] += len(batch) * sums.new_tensor([looks[name] for name in STATISTICS])
+    identity, ours, count, total, pairs, *looked = accelerator.reduce(sums, "sum").tolist()
     found = {
         "identity": identity / count,
         "mse": ours / count,
         "explained": 1 - ours / identity if identity else 0.0,
     }
+    found |= {name: value / pairs for name, value in zip(STATISTICS, looked, strict=True)}
     return found | {"loss": total / pairs} if loss is not None else found

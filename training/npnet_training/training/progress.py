@@ -24,6 +24,7 @@ class Progress:
     best: float = math.inf
     worse: int = 0
     skipped: int = 0
+    collapsed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def judge(self, loss: float, min_improvement: float) -> bool:
@@ -61,12 +62,12 @@ class RunLog:
         self._events = SummaryWriter(str(folder / TENSORBOARD), purge_step=progress.step + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Append an entry: its step, and its numbers or, by `validation`, those of a validation."""
+        """Append an entry: its step, and its numbers or, by `validation`, those of a validation, or words."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(entry))
         part = "validation" if "validation" in entry else "train"
         for name, value in entry.get("validation", entry).items():
-            if name != "step":
+            if name not in ("step", "collapsed"):
                 self._events.add_scalar(f"{part}/{name}", value, entry["step"])
         self._events.flush()
         self._report(entry)

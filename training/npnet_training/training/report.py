@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.files import atomic_file
+from npnet_runtime.golden_statistics import collapse_of
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.registry import Network
 from npnet_runtime.weights import checkpoint
@@ -61,6 +62,7 @@ def summarize(
         "seconds": round(seconds, 1),
         "best_validation_loss": progress.best if math.isfinite(progress.best) else None,
         "last": last,
+        "collapsed": collapse_of(last),
         "history": progress.history,
     }
 

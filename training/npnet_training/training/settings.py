@@ -173,6 +173,8 @@ class TrainSettings(Settings):
     """Steps between training states, of which the last is kept."""
     max_skipped: int = Field(default=20, ge=1)
     """Give up after this many steps in a row whose gradient is not finite."""
+    allow_collapse: bool = False
+    """Go on where golden noise is no longer noise, or where the pairs can teach nothing else."""
     dry_run: bool = False
     """Say what would be done, how long and how large it would be, and write nothing."""
 
@@ -203,6 +205,6 @@ class TrainSettings(Settings):
 
 RESUMABLE = frozenset(
     {"output", "resume", "max_steps", "cache_dir", "cache_svd", "encode_batch", "workers", "offline"}
-    | {"log_every", "save_every", "max_skipped", "dry_run", "accumulation"}
+    | {"log_every", "save_every", "max_skipped", "allow_collapse", "dry_run", "accumulation"}
 )
 """Settings that may differ when a run is resumed: they do not change what is computed, or only its end."""
