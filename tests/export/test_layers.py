@@ -197,7 +197,12 @@ class TestBroken:
             graphs, "graph_bytes", lambda _: {n: scaled(kind)(n, c) for n, c in original(network).items()}
         )
         bundle = edited(bundle, tmp_path / "b", scaled(kind))
-        report = look(bundle, network_from_state(network.config, state), MIDDLE[kind][1])
+        try:
+            report = look(bundle, network_from_state(network.config, state), MIDDLE[kind][1])
+        except BackendError as error:
+            if engine != "openvino":
+                raise
+            pytest.skip(str(error))  # there are CPUs without fp16
         assert report.not_finite is not None
         assert report.not_finite.name.split("/")[0] == MIDDLE[kind][0]
         before = report.layers[: report.layers.index(report.not_finite)]

@@ -12,6 +12,7 @@ from npnet_training.demo import cli as demo
 from npnet_training.demo.settings import DemoSettings
 from npnet_training.evaluation import cli as evaluation
 from npnet_training.evaluation.settings import EvaluateSettings
+from npnet_training.headroom.settings import HeadroomSettings
 from npnet_training.settings import parse
 from npnet_training.shapes import bundle, distill
 from npnet_training.shapes.build import BuildSettings
@@ -25,8 +26,9 @@ from npnet_training.training.settings import TrainSettings
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "npnet-collect": CollectSettings, "npnet-train": TrainSettings, "npnet-evaluate": EvaluateSettings,
-    "npnet-demo": DemoSettings, "npnet_training.shapes.build": BuildSettings,
-    "npnet_training.shapes.bundle": BundleSettings, "npnet_training.shapes.distill": DistillSettings,
+    "npnet-headroom": HeadroomSettings, "npnet-demo": DemoSettings,
+    "npnet_training.shapes.build": BuildSettings, "npnet_training.shapes.bundle": BundleSettings,
+    "npnet_training.shapes.distill": DistillSettings,
     "npnet_training.study": StudySettings,
 }  # fmt: skip
 MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|study)"

@@ -125,7 +125,7 @@ class Call:
         draw = Draw(tuple(shape), dtype or torch.float32, device or "cpu", generator)
         foreseen = isinstance(self._foreseen, Draw) and draw.same_as(self._foreseen)
         ahead = self._ahead if foreseen else None
-        return draw_golden(self._golden, draw, self.prompt(), ahead)
+        return draw_golden(self._golden, draw, self.prompt, ahead)
 
     def _given(self, given: Tensor, noise: Tensor, shape: Any, dtype: Any = None, **_: Any) -> Tensor:
         """In place of `randn_tensor`: noise that the caller passed, made golden."""
@@ -163,13 +163,13 @@ class Call:
         return draw if draw.foreseeable and count else None
 
 
-def draw_golden(golden: Golden, draw: Draw, prompt: Prompt, ahead: Ahead | None = None) -> Tensor:
+def draw_golden(golden: Golden, draw: Draw, read: Callable[[], Prompt], ahead: Ahead | None = None) -> Tensor:
     """Noise as a pipeline draws it, made golden.
 
     Args:
         golden: the engine.
         draw: of the pipeline.
-        prompt: of its call.
+        read: gives the prompt of its call.
         ahead: of the same noise, begun before.
 
     Raises:
@@ -178,6 +178,7 @@ def draw_golden(golden: Golden, draw: Draw, prompt: Prompt, ahead: Ahead | None 
     """
     planes = planar(draw.shape)
     check_device(draw.device, golden.device)
+    prompt = read()
     if not draw.miscounted:  # a wrong number of generators: the draw says so itself
         golden.check_shapes(planes, prompt)
     noise = draw.take().reshape(planes)

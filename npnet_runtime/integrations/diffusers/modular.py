@@ -169,7 +169,7 @@ def _attached_class(plain: Any) -> type:
             shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
         ) -> Tensor:
             draw = Draw(tuple(shape), dtype or torch.float32, device or "cpu", generator)
-            return draw_golden(golden, draw, prompt_from(values, reads, name))
+            return draw_golden(golden, draw, lambda: prompt_from(values, reads, name))
 
         def given_to(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
             made = golden(noise.reshape(planar(tuple(shape))), prompt_from(values, reads, name))

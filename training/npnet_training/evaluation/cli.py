@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(settings: EvaluateSettings) -> int:
     if settings.dry_run:
-        _estimate(settings)
+        estimate(settings)
         return 0
     began = time.perf_counter()
 
@@ -46,7 +46,8 @@ def _work(settings: EvaluateSettings) -> int:
     return 0
 
 
-def _estimate(settings: EvaluateSettings) -> None:
+def estimate(settings: EvaluateSettings) -> None:
+    """Make one batch, and say how long the whole would take."""
     prompts = list(islice(read_prompts(settings.prompts), settings.max_prompts))
     evaluator = Evaluator(settings)
     first = [prompt for prompt in prompts for _ in range(settings.seeds)][: settings.batch]

@@ -21,6 +21,7 @@ from npnet_runtime.files import atomic_file
 from npnet_training.errors import EvaluateError
 from npnet_training.evaluation.arms import Arm, make_arms
 from npnet_training.evaluation.features import load_features, mean_distance
+from npnet_training.evaluation.layout import layout_of
 from npnet_training.evaluation.results import FILE, Results, batch_path
 from npnet_training.evaluation.settings import OF_THE_RUN, EvaluateSettings
 from npnet_training.models import load_pipeline
@@ -91,6 +92,7 @@ class Evaluator:
                 "noise": noise_statistics(noise, plain),
                 "scores": _finite(score_all(self.scorers, texts, images[arm.name])),
                 "diversity": self._diversity(images[arm.name]),
+                "layout": layout_of(images[arm.name]).round(4).tolist(),
             }
         rows = [
             {"prompt": prompt.text, "seed": seed, "fields": _plain(prompt.fields)}

@@ -127,6 +127,8 @@ def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "scores": {name: flat("scores", name) for name in parts[0]["scores"]},
         "noise": {name: flat("noise", name) for name in STATISTICS},
+        # not in evaluations of old
+        "layout": np.array([row for part in parts for row in part.get("layout", [])], np.float64),
         "diversity": np.array([value for part in parts for value in part["diversity"]], np.float64),
         "unjudged": sum(part.get("unjudged", 0) for part in parts),
         **{

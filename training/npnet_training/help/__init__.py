@@ -24,6 +24,7 @@ MODULES: Mapping[str, str] = {
     "npnet-collect": "npnet_training.collecting.cli",
     "npnet-train": "npnet_training.training.cli",
     "npnet-evaluate": "npnet_training.evaluation.cli",
+    "npnet-headroom": "npnet_training.headroom.cli",
     "npnet-demo": "npnet_training.demo.cli",
 }
 

@@ -1,0 +1,1 @@
+"""`npnet-headroom`: what noise can do for a model, before anyone trains for it."""
