@@ -12,6 +12,7 @@ from npnet_training.demo import cli as demo
 from npnet_training.demo.settings import DemoSettings
 from npnet_training.evaluation import cli as evaluation
 from npnet_training.evaluation.settings import EvaluateSettings
+from npnet_training.headroom import cli as headroom
 from npnet_training.headroom.settings import HeadroomSettings
 from npnet_training.settings import parse
 from npnet_training.shapes import bundle, distill
@@ -34,13 +35,13 @@ SETTINGS = {
 MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|study)"
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "training/README.md")),
-    *(module.EPILOG for module in (collecting, training, evaluation, demo, bundle, distill, study)),
+    *(module.EPILOG for module in (collecting, training, evaluation, headroom, demo, bundle, distill, study)),
 ]
 COMMANDS = [
     found[0].replace("\\\n", " ").strip("` ").removeprefix("python -m ")
     for text in TEXTS
     for found in re.finditer(
-        rf"(?:npnet-(?:collect|train|evaluate|demo)|{MODULE}) --(?:[^`\n\\]|\\\n)+", text
+        rf"(?:npnet-(?:collect|train|evaluate|headroom|demo)|{MODULE}) --(?:[^`\n\\]|\\\n)+", text
     )
 ]
 
