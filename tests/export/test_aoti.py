@@ -69,6 +69,7 @@ def judge(made: EngineBundle, precision: str) -> None:
             assert {".so", ".json"} <= kinds
 
 
+@pytest.mark.slow
 def test_full_size_sdxl(sdxl_bundles: dict[str, EngineBundle]) -> None:
     """With the fixture's weights; against the fixture: `tests/runtime/test_golden.py`, `test_fixture.py`."""
     judge(sdxl_bundles["aoti-fp32"], "fp32")

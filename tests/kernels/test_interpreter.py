@@ -11,7 +11,14 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parent / "on_triton"
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("test_*.py")))
+# A minute and a half each, where the others take seconds.
+SLOW = ("test_jacobi.py", "test_prompt_half.py")
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FILES]
+)
 def test_in_interpreter(name: str) -> None:
     path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

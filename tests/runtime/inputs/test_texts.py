@@ -20,7 +20,8 @@ from npnet_runtime.networks.registry import network_from_state
 from support.networks import ANY_SIZE, SMALL, noise_and_prompts
 
 LISTS = AnySizeConfig(4, 16, 16, 5, 12, 2, 64, 40, channels=(8, 16), heads=2)
-ENGINES = ("torch", "onnxruntime", "openvino", "aoti")
+# To compile for any size takes a minute.
+ENGINES = ("torch", "onnxruntime", "openvino", pytest.param("aoti", marks=pytest.mark.slow))
 
 
 def build(folder: Path, config: AnySizeConfig, engine: str) -> EngineBundle:
