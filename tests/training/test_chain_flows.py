@@ -53,8 +53,12 @@ def test_prompts_to_an_engine(
     assert len(dataset.shapes) == 2
     recorded = dataset.info.settings["redenoise"].get("weight", "guidance")
     assert recorded == WEIGHTS[name]
-    options = ["--batch-size", "4", "--epochs", "1", "--cache-dir", f"{tmp_path}/cache", *NETWORK]
+    options = ["--batch-size", "4", "--epochs", "1", "--cache-dir", f"{tmp_path}/cache"]
     options += ["--validation.share", "0"]
+    if WEIGHTS[name] is not None:
+        assert train(["--data", pairs, "--output", run, *options]) == 2
+        assert "expected noise of one size, given pairs of 2" in capsys.readouterr().err
+    options += NETWORK
     rewards = ["--loss", "reward", "--reward.names", "redness", "--reward.steps", "1"]
     if WEIGHTS[name] is None:
         assert train(["--data", pairs, "--output", run, *options]) == 2

@@ -20,7 +20,7 @@ from npnet_training.sampling.schedule import NoiseSchedule, Prediction, Solver
 from npnet_training.sampling.steering import Drawn, SteeredPipeline
 
 _FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}  # of a call that ends early
-_LONGER = "a photo of a red cube and a blue ball on a wooden table"
+_LONGER = "a red cube"
 
 
 class Denoiser:

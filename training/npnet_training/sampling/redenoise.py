@@ -45,8 +45,15 @@ class RedenoiseSettings(Settings):
         """What is turned up and down for a model.
 
         Raises:
-            SettingsError: it was asked for, and the model does not have it.
+            SettingsError: it was asked for, and the model does not have it; or guidance that it cannot give.
         """
+        weight = self._weight_for(denoiser)
+        lowest = min(self.guidance, self.inversion_guidance)
+        if weight == "guidance" and lowest < 1:
+            raise SettingsError(f"--redenoise guidance: expected 1, which is none, or more, given {lowest:g}")
+        return weight
+
+    def _weight_for(self, denoiser: Denoiser) -> Weight:
         kind = denoiser.guidance.kind
         own: dict[str, Weight] = {"mixed": "guidance", "embedded": "embedded"}
         if self.weight == "auto":

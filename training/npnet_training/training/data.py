@@ -14,6 +14,7 @@ from npnet_training.pairs import PairDataset
 from npnet_training.training.collapse import check_pairs
 from npnet_training.training.embeddings import EmbeddingCache, model_key
 from npnet_training.training.factors import FactorCache
+from npnet_training.training.networks import require_one_size
 from npnet_training.training.order import split_by_prompt
 from npnet_training.training.reading import BatchReader
 from npnet_training.training.settings import TrainSettings
@@ -45,12 +46,14 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     """Open the pairs and fill the caches, each process its share.
 
     Raises:
+        SettingsError: pairs of several sizes, for a network of one.
         DatasetError: the pairs cannot be used, or their model has another revision or other embeddings now.
         ModelError: prompts must be encoded and the model cannot be loaded.
         TrainError: a cache cannot be written, or the targets do not depend on their sources.
     """
     share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
     pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
+    require_one_size(settings.network.kind, pairs.shapes)
     if settings.uses_target and not pairs.info.has_targets:
         raise DatasetError(
             f"--loss {settings.loss}: expected pairs with targets, given prompts and noises only (they were "

@@ -113,11 +113,7 @@ def _config(
         return config_for_shapes(
             latent, text, pooled_dim=pooled, second_shape=(seconds[0], seconds[1]), **options
         )
-    if len(shapes) > 1:
-        raise SettingsError(
-            f"--network.kind {settings.kind}: expected noise of one size, given pairs of {len(shapes)}: "
-            f"{', '.join(map(str, shapes))}; give --network.kind {AnySizeConfig.kind}"
-        )
+    require_one_size(settings.kind, shapes)
     if settings.kind == PromptAttentionConfig.kind:
         sizes = settings.prompt_attention
         channels = sizes.channels or default_channels(*latent[1:])
@@ -127,6 +123,19 @@ def _config(
     values = settings.npnet.model_dump()
     swin = {name.removeprefix("swin_"): values.pop(name) for name in list(values) if name.startswith("swin_")}
     return NPNetConfig(*latent, *text, **values, swin=SwinConfig(**swin))
+
+
+def require_one_size(kind: str, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Refuse noise of several sizes for a kind of network that is made for one.
+
+    Raises:
+        SettingsError: that is so.
+    """
+    if len(shapes) > 1 and kind != AnySizeConfig.kind:
+        raise SettingsError(
+            f"--network.kind {kind}: expected noise of one size, given pairs of {len(shapes)}: "
+            f"{', '.join(map(str, shapes))}; give --network.kind {AnySizeConfig.kind}"
+        )
 
 
 def initialise(network: NPNet, seed: int) -> None:
