@@ -10,20 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.checks import denoiser
-from npnet_runtime.integrations.diffusers.reading import NEGATIVE, prompt_from, roles_of
 from npnet_training.errors import ModelError, SettingsError
-from npnet_training.sampling.conditioning import Conditioning, Value
-from npnet_training.sampling.guidance import guidance_of
+from npnet_training.sampling.conditioning import Conditioning
+from npnet_training.sampling.encoding import FEW, PromptEncoder
 from npnet_training.sampling.schedule import NoiseSchedule, Prediction, Solver
-from npnet_training.sampling.steering import Drawn, SteeredPipeline
-
-_FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}  # of a call that ends early
-_LONGER = "a red cube"
 
 
-class Denoiser:
+class Denoiser(PromptEncoder):
     """Predictions of any text-to-image pipeline that golden noise can be attached to, in one parametrisation.
 
     Latents are x_t = alpha_t x_0 + sigma_t eps with unit variance at the noisy end, whatever the pipeline's
@@ -42,23 +36,13 @@ class Denoiser:
     def __init__(
         self, pipe: Any, size: tuple[int, int] | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
-        self.pipe = pipe
-        self.steered = SteeredPipeline(pipe, options)
-        self.guidance = guidance_of(self.steered.copy(), self.steered.parameters)
-        self._size = {} if size is None else {"height": size[0], "width": size[1]}
-        self._shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
-        self._empty: dict[str, tuple[Conditioning, Drawn]] = {}
+        super().__init__(pipe, size, options)
         config = getattr(getattr(pipe, "unet", None), "config", None)
         if config is not None and config.in_channels != pipe.vae.config.latent_channels:
             raise ModelError(
                 f"model: expected a denoiser of the decoder's {pipe.vae.config.latent_channels} channels, "
                 f"given one of {config.in_channels}; inpainting and editing models cannot be used"
             )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser runs."""
-        return self.steered.device
 
     @property
     def network(self) -> Any:
@@ -73,94 +57,6 @@ class Denoiser:
             ModelError: they, or what its network predicts, are unknown.
         """
         return NoiseSchedule(self.pipe.scheduler)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the noise of an image of the denoiser's size."""
-        _, channels, height, width = self._negative("")[1].shape
-        return channels, height, width
-
-    def shape_for(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """(C, H, W) of the noise of an image of that size, (height, width) in pixels; None for its own.
-
-        Raises:
-            ModelError: the pipeline makes no such images.
-        """
-        if size is None:
-            return self.latent_shape
-        if size not in self._shapes:
-            arguments = {**self.guidance.arguments(1.0), "height": size[0], "width": size[1], **_FEW}
-            with torch.no_grad():
-                _, drawn = self.steered.encode(prompt=[""], **arguments)
-            _, channels, height, width = drawn.shape
-            self._shapes[size] = channels, height, width
-        return self._shapes[size]
-
-    @functools.cached_property
-    def reads(self) -> dict[str, str]:
-        """What a network can read of the prompts: by field of `Prompt`, the pipeline's argument."""
-        return roles_of(self.steered.reading.positive(), self._negative("")[0].positive)
-
-    @functools.cached_property
-    def texts(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each of `reads`, of one prompt; of tokens, as many as there may be at most."""
-        tokens, width = self.text_shape
-        found: dict[str, tuple[int, ...]] = {}
-        for role, tensor in self.prompt(self._negative("")[0]).given.items():
-            found[role.removeprefix("prompt_")] = tuple(tensor.shape[1:])
-        return found | {"embeds": (tokens, width)} | ({"mask": (tokens,)} if "mask" in found else {})
-
-    def prompt(self, conditioning: Conditioning, reads: Mapping[str, str] | None = None) -> Prompt:
-        """Encoded prompts as a golden-noise network reads them.
-
-        Args:
-            conditioning: of the prompts.
-            reads: what it reads, as `Manifest.reads`; None for all it can.
-
-        Raises:
-            PipelineError: the pipeline encodes no such thing.
-        """
-        return prompt_from(conditioning.positive, reads or self.reads, type(self.pipe).__name__)
-
-    @functools.cached_property
-    def text_shape(self) -> tuple[int, int]:
-        """Tokens, at most, and width of `prompt_embeds`."""
-        shapes = [
-            part.shape[-2:]
-            for prompt in ("", _LONGER)
-            for part in self.encode([prompt], unconditional=False).positive["prompt_embeds"]
-        ]
-        (short, width), (longer, _) = shapes
-        if short == longer:
-            return short, width
-        longest = self.steered.parameters.get("max_sequence_length")
-        given = self.steered.options.get("max_sequence_length", getattr(longest, "default", longer))
-        return max(int(given), longer), width
-
-    @torch.no_grad()
-    def encode(
-        self, prompts: Sequence[str], negative: str = "", *, unconditional: bool = True
-    ) -> Conditioning:
-        """Encode prompts by the pipeline's text encoders, in one batch.
-
-        Args:
-            prompts: B of them.
-            negative: of all of them; "" is what the pipeline takes when it is given none.
-            unconditional: with the negative prompt, which mixed guidance needs; it is encoded once.
-        """
-        values, _ = self.steered.encode(
-            prompt=list(prompts), **self._size, **self.guidance.arguments(1.0), **_FEW
-        )
-        positive = self._taken(values, negative=False)
-        if not unconditional or self.guidance.kind != "mixed":
-            return Conditioning(positive)
-        shared = self._negative(negative)[0].expand(len(prompts))
-        return Conditioning(positive, shared.negative)
-
-    @property
-    def empty(self) -> Conditioning:
-        """The empty prompt, encoded as a prompt."""
-        return self._negative("")[0]
 
     def predict(
         self, latents: Tensor, timestep: float | Tensor, conditioning: Conditioning, guidance_scale: float
@@ -205,7 +101,7 @@ class Denoiser:
         step = torch.as_tensor(timestep, device=self.device)
         latents = latents.to(self.device, torch.float32)
         arguments = self.call_arguments(conditioning, guidance_scale, tuple(latents.shape))
-        output = self.steered.output(latents, step, **arguments, **_FEW)
+        output = self.steered.output(latents, step, **arguments, **FEW)
         return schedule.split(latents, float(step), output.float())
 
     def call_arguments(
@@ -290,35 +186,3 @@ class Denoiser:
     @functools.cached_property
     def _vae(self) -> Any:
         return copy.deepcopy(self.pipe.vae).float() if self.upcasts else self.pipe.vae
-
-    @torch.no_grad()
-    def _negative(self, prompt: str) -> tuple[Conditioning, Drawn]:
-        """The negative prompt encoded, beside an empty one, and what such a call draws."""
-        if prompt not in self._empty:
-            mixed = self.guidance.kind == "mixed"
-            given: dict[str, Any] = {}
-            if mixed and (prompt or self.guidance.argument == "true_cfg_scale"):
-                given["negative_prompt"] = [prompt]
-            values, drawn = self.steered.encode(
-                prompt=[""], **given, **self._size, **self.guidance.arguments(5.0), **_FEW
-            )
-            negative = self._taken(values, negative=True) if mixed else None
-            self._empty[prompt] = Conditioning(self._taken(values, negative=False), negative), drawn
-        return self._empty[prompt]
-
-    def _taken(self, values: Mapping[str, Any], *, negative: bool) -> dict[str, Value]:
-        """What the pipeline's call takes of what it encoded; a mask of ones where it left one out."""
-        found: dict[str, Value] = {}
-        embeds: Tensor | None = None
-        for name, value in values.items():
-            if name not in self.steered.parameters or name.startswith(NEGATIVE) != negative:
-                continue
-            if isinstance(value, Tensor) and value.dim() == 3:
-                embeds = value
-            if value is None and "mask" in name and embeds is not None:
-                value = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-            if value is not None:
-                found[name] = value
-        if not negative and "prompt_embeds" not in found:
-            raise ModelError(f"{type(self.pipe).__name__}: its encode_prompt gave no prompt_embeds")
-        return found
