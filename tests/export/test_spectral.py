@@ -82,7 +82,7 @@ def test_random_weights(export_small, tmp_path: Path) -> None:  # type: ignore[n
 @pytest.mark.parametrize("change", [{"bound": "x"}, {"coefficients": []}, {"unknown": 1}, {"schatten8": [1]}])
 def test_a_malformed_polynomial(bundle: EngineBundle, change: dict[str, object], tmp_path: Path) -> None:
     values = json.loads((bundle.path / "manifest.json").read_text())
-    assert values["format_version"] == 2
+    assert values["format_version"] == 4
     values["spectral"] |= change
     (tmp_path / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(BundleError, match="malformed"):

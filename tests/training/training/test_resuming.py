@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npnet_runtime.errors import CheckpointError
+from npnet_runtime.golden_statistics import STATISTICS
 from npnet_training.errors import TrainError
 from npnet_training.training.loop import train
 from npnet_training.training.progress import Progress, RunLog
@@ -71,7 +72,7 @@ def assert_events(folder: Path, history: list[dict[str, Any]]) -> None:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     names = {
         "train": ("loss", "pairs_per_second", "learning_rate"),
-        "validation": ("loss", "mse", "identity", "explained"),
+        "validation": ("loss", "mse", "identity", "explained", *STATISTICS),
     }
     assert set(events.Tags()["scalars"]) == {f"{part}/{name}" for part in names for name in names[part]}
     for part in names:
