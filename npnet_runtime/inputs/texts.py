@@ -113,6 +113,11 @@ def as_prompt(
     return embeds.padded()
 
 
+def fields_read(config: NetworkConfig) -> tuple[str, ...]:
+    """The fields of `Prompt` that a network can read, `embeds` first."""
+    return ("embeds", "mask", *config.optional_inputs) if isinstance(config, AnySizeConfig) else ("embeds",)
+
+
 def check_prompt(
     prompt: Prompt,
     batch: int,
@@ -136,17 +141,17 @@ def check_prompt(
         InputError: something that the network does not read, or lacks, or of a shape, dtype, device or value
             that it does not take.
     """
-    optional = set(config.optional_inputs) if isinstance(config, AnySizeConfig) else set()
     given = prompt.given
     for name, value in given.items():
         check_tensor(name, value)
-    allowed = {"prompt_embeds", *optional} | ({"mask"} if isinstance(config, AnySizeConfig) else set())
+    others = fields_read(config)[1:]
+    allowed = {"prompt_embeds", *others}
     if unread := sorted(set(given) - allowed):
         raise InputError(
             f"{unread[0]}: expected none, as a network of kind {config.kind} reads "
             f"{', '.join(sorted(allowed))} only; leave it out"
         )
-    if missing := sorted(optional - {"second_mask"} - set(given)):
+    if missing := sorted({*others} - {"mask", "second_mask"} - set(given)):
         raise InputError(f"{missing[0]}: expected a tensor, which this network reads, given none")
     embeds: Any = prompt.embeds
     check_prompt_embeds(embeds, batch, config, device, tokens, finite=finite)

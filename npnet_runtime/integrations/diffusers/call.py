@@ -17,7 +17,7 @@ from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.ahead import Ahead
 from npnet_runtime.integrations.diffusers.checks import check_device, denoiser, planar
 from npnet_runtime.integrations.diffusers.draw import Draw
-from npnet_runtime.integrations.diffusers.reading import NEGATIVE, prompt_from, read_by, reading_of, roles_of
+from npnet_runtime.integrations.diffusers.reading import NEGATIVE, prompt_from, reading_of, reads_of, roles_of
 from npnet_runtime.integrations.diffusers.redrawing import Once, packing_of, redrawn
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
 from npnet_runtime.networks.npnet_config import NPNetConfig
@@ -81,7 +81,7 @@ class Call:
         manifest, names = self._golden.bundle.manifest, self._reading.positive()
         wanted = [*names, *(manifest.reads or {}).values()]
         values = {name: self._arguments.get(name) for name in wanted} | self.encoded
-        reads = manifest.reads or read_by(manifest.config, roles_of(names, values))
+        reads = reads_of(manifest, roles_of(names, values))
         return prompt_from(values, reads, type(self.pipe).__name__)
 
     def prepare(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -59,9 +59,7 @@ def load(
             pipe = loader.from_pretrained(source, use_safetensors=True, **options)
     except ImportError:
         raise
-    except (
-        Exception
-    ) as error:  # of diffusers, transformers, safetensors and the hub, which share no base class
+    except Exception as error:  # the libraries behind it share no base class
         raise PipelineError(
             f"model: expected the folder, the hub id or the .safetensors file of a pipeline of diffusers, "
             f"given {source!r}: {error}"

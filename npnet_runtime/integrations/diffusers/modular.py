@@ -24,7 +24,7 @@ from npnet_runtime.errors import PipelineError
 from npnet_runtime.integrations.diffusers.call import draw_golden
 from npnet_runtime.integrations.diffusers.checks import check_device, planar
 from npnet_runtime.integrations.diffusers.draw import Draw
-from npnet_runtime.integrations.diffusers.reading import prompt_from, read_by, roles_of
+from npnet_runtime.integrations.diffusers.reading import prompt_from, reads_of, roles_of
 from npnet_runtime.integrations.diffusers.redrawing import DRAW, Once, packing_of, plain_function, redrawn
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
 
@@ -162,8 +162,7 @@ def _attached_class(plain: Any) -> type:
         if given is not None and attachment.given_latents == "as-is":
             return own(self, components, state)
         values = {key: value for key, value in state.values.items() if key.startswith(_OF_PROMPTS)}
-        manifest = golden.bundle.manifest
-        reads = manifest.reads or read_by(manifest.config, roles_of([*values], values))
+        reads = reads_of(golden.bundle.manifest, roles_of([*values], values))
 
         def drawn(
             shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None

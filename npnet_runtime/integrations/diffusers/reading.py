@@ -21,10 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
+from npnet_runtime.bundles.manifest import Manifest
 from npnet_runtime.errors import PipelineError
-from npnet_runtime.inputs.texts import Prompt
-from npnet_runtime.networks.any_size_config import AnySizeConfig
-from npnet_runtime.networks.registry import NetworkConfig
+from npnet_runtime.inputs.texts import Prompt, fields_read
 
 ENCODE, PREPARE = "encode_prompt", "prepare_latents"
 NEGATIVE = ("negative", "neg_", "uncond", "base_", "_")
@@ -102,10 +101,15 @@ def roles_of(names: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
     return found or {"embeds": "prompt_embeds"}
 
 
-def read_by(config: NetworkConfig, roles: Mapping[str, str]) -> dict[str, str]:
-    """Of what a network can read of a pipeline's prompt, what one of this configuration does."""
-    wanted = ("embeds", "mask", *config.optional_inputs) if isinstance(config, AnySizeConfig) else ("embeds",)
-    return {role: roles[role] for role in wanted if role in roles}
+def reads_of(manifest: Manifest, roles: Mapping[str, str]) -> dict[str, str]:
+    """What an engine reads of a pipeline's prompt: as its bundle says, or all that its network can.
+
+    Args:
+        manifest: of the engine.
+        roles: of the pipeline, as `roles_of` gives them.
+    """
+    own = fields_read(manifest.config)
+    return manifest.reads or {role: roles[role] for role in own if role in roles}
 
 
 def reading_of(pipeline: type) -> Reading:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from npnet_training.evaluation.layout import layout_of
 from npnet_training.headroom.analysis import (
-    best_of,
+    best_of_each,
     curve,
     seed_deviation,
     seed_share,
@@ -32,7 +32,7 @@ def drawn(prompts: int, seeds: int, between: float, within: float) -> np.ndarray
 
 def test_best_of_is_the_mean_over_all_choices() -> None:
     scores = drawn(7, 5, 1, 1)
-    for k, found in enumerate(best_of(scores), 1):
+    for k, found in enumerate(best_of_each(scores).mean(0), 1):
         choices = [scores[:, list(chosen)].max(1) for chosen in itertools.combinations(range(5), k)]
         assert found == pytest.approx(np.mean(choices))
 
@@ -112,6 +112,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     command = ["--model", "shapes", "--prompts", "x", "--output", "y", "--scorers", "z", "--seeds", "1"]
     assert main(command) == 2
     assert "--seeds" in capsys.readouterr().err
+    assert main([*command[:-1], "2", "--size", "big"]) == 2
+    assert "--size: expected HEIGHTxWIDTH in pixels" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -42,9 +42,8 @@ class Collector:
         )  # fmt: skip
         self.denoiser = Denoiser(self.pipe)
         if settings.targets:
-            _ = (
-                self.denoiser.schedule
-            )  # a scheduler that cannot be inverted is refused before anything is made
+            # A scheduler that cannot be inverted is refused before anything is made.
+            _ = self.denoiser.schedule
         self.scorers = {
             name: load_scorer(name, device=settings.device, offline=settings.offline)
             for name in settings.scorers

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from npnet_runtime import GoldenNoise
-from npnet_runtime.integrations.diffusers.reading import read_by
+from npnet_runtime.integrations.diffusers.reading import reads_of
 from npnet_training.errors import SettingsError
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.sampling import Conditioning, Denoiser, redenoise
@@ -56,8 +56,7 @@ def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
         return Arm(text, lambda noise, prompts: redenoise(denoiser, noise, prompts, settings.redenoise))
     if text.startswith("golden:"):
         golden = GoldenNoise(Path(text.removeprefix("golden:")), device=settings.device)
-        manifest = golden.bundle.manifest
-        reads = manifest.reads or read_by(manifest.config, denoiser.reads)
+        reads = reads_of(golden.bundle.manifest, denoiser.reads)
         change: Change = lambda noise, prompts: golden(noise, denoiser.prompt(prompts, reads))  # noqa: E731
         return Arm(text, change, engine=golden.bundle.digest)
     if found := re.fullmatch(r"best-of-(\d+):(.+)", text):

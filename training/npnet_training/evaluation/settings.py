@@ -11,17 +11,15 @@ from npnet_training.sampling import RedenoiseSettings, SampleSettings
 from npnet_training.settings import Settings, parse_size
 
 
-class EvaluateSettings(Settings):
-    """Compare arms - plain noise, golden noise, re-denoised noise, best of N seeds - on prompts and seeds."""
+class JudgedImagesSettings(Settings):
+    """What every command asks that makes images of prompts and judges them."""
 
     model: str
     """A diffusers folder, a repository of the hub, a registered model, or the embedded shapes."""
     prompts: str
     """File of prompts (text, .csv, .jsonl such as GenEval's), hub:OWNER/DATASET, or shapes:held-out:COUNT."""
     output: Path
-    """Folder of the evaluation."""
-    arms: tuple[str, ...] = ()
-    """What plain noise is compared with: golden:ENGINE_DIR, redenoised, best-of-N:SCORER."""
+    """Folder of the results."""
     scorers: tuple[str, ...] = Field(min_length=1)
     """Judges of the images."""
     revision: str | None = None
@@ -30,28 +28,18 @@ class EvaluateSettings(Settings):
     """Use at most this many prompts."""
     size: str | None = None
     """Of the images, HEIGHTxWIDTH in pixels; the model's own by default."""
-    seeds: int = Field(default=1, ge=1)
-    """Noises for each prompt; two or more show the diversity between them."""
     seed: int = Field(default=1_000_000, ge=0)
     """Of the first noise; far from those that pairs are collected from."""
     redenoise: RedenoiseSettings = RedenoiseSettings()
-    """Of the arm redenoised."""
+    """How noise is re-denoised."""
     sample: SampleSettings = SampleSettings()
-    """How images are made, in every arm."""
-    batch: int = Field(default=16, ge=1)
-    """Images made at once; a multiple of seeds."""
-    diversity: Literal["pixels", "dino"] = "pixels"
-    """Features whose distance between the seeds of a prompt is the diversity: pixels, or DINOv2's."""
-    pictures: int = Field(default=12, ge=0)
-    """Rows of the grid of pictures."""
-    resamples: int = Field(default=10_000, ge=100)
-    """Of the bootstrap."""
+    """How images are made, from every noise."""
     device: str = "cpu"
     """Where to run."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the model's weights."""
     resume: bool = False
-    """Go on with the evaluation in the folder."""
+    """Go on with what is in the folder."""
     offline: bool = False
     """Take models from the hub's cache only."""
     dry_run: bool = False
@@ -63,6 +51,23 @@ class EvaluateSettings(Settings):
         if value is not None:
             parse_size(value)
         return value
+
+
+class EvaluateSettings(JudgedImagesSettings):
+    """Compare arms - plain noise, golden noise, re-denoised noise, best of N seeds - on prompts and seeds."""
+
+    arms: tuple[str, ...] = ()
+    """What plain noise is compared with: golden:ENGINE_DIR, redenoised, best-of-N:SCORER."""
+    seeds: int = Field(default=1, ge=1)
+    """Noises for each prompt; two or more show the diversity between them."""
+    batch: int = Field(default=16, ge=1)
+    """Images made at once; a multiple of seeds."""
+    diversity: Literal["pixels", "dino"] = "pixels"
+    """Features whose distance between the seeds of a prompt is the diversity: pixels, or DINOv2's."""
+    pictures: int = Field(default=12, ge=0)
+    """Rows of the grid of pictures."""
+    resamples: int = Field(default=10_000, ge=100)
+    """Of the bootstrap."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateSettings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,8 @@ class Estimate:
     high: float
 
 
-def best_of(scores: Values) -> Values:
-    """Mean over prompts of the best of 1, 2, ... n seeds: (prompts, n) to (n,)."""
-    return _best_of_each(scores).mean(0)
-
-
-def _best_of_each(scores: Values) -> Values:
+def best_of_each(scores: Values) -> Values:
+    """Mean of the best of 1, 2, ... n seeds, for each prompt: (prompts, n) both."""
     ordered = np.sort(scores, axis=1)
     n = ordered.shape[1]
     weights = np.array([[comb(place, k - 1) / comb(n, k) for place in range(n)] for k in range(1, n + 1)])
@@ -50,25 +47,25 @@ def seed_deviation(values: Values) -> float:
     return float(np.sqrt(values.var(axis=1, ddof=1).mean()))
 
 
-def with_interval(
-    values: Values, statistic: Callable[[Values], float], resamples: int, seed: int = 0
-) -> Estimate:
+def with_interval(values: Values, statistic: Callable[[Values], float], resamples: int) -> Estimate:
     """A statistic of (prompts, n) values, prompts resampled."""
-    random = np.random.default_rng(seed)
-    found = [statistic(values[random.integers(0, len(values), len(values))]) for _ in range(resamples)]
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    low, high = _ends(values, statistic, resamples)
     return Estimate(statistic(values), float(low), float(high))
 
 
-def curve(scores: Values, resamples: int, seed: int = 0) -> list[Estimate]:
+def curve(scores: Values, resamples: int) -> list[Estimate]:
     """Gain of the best of 1, 2, ... n seeds over one seed, with intervals."""
-    gains = _best_of_each(scores)
+    gains = best_of_each(scores)
     gains = gains - gains[:, :1]
-    random = np.random.default_rng(seed)
-    drawn = np.stack([gains[random.integers(0, len(gains), len(gains))].mean(0) for _ in range(resamples)])
-    ends = np.percentile(drawn, [2.5, 97.5], axis=0)
-    means = gains.mean(0)
-    return [Estimate(*map(float, three)) for three in zip(means, *ends, strict=True)]
+    ends = _ends(gains, lambda part: part.mean(0), resamples)
+    return [Estimate(*map(float, three)) for three in zip(gains.mean(0), *ends, strict=True)]
+
+
+def _ends(values: Values, statistic: Callable[[Values], Any], resamples: int) -> Values:
+    """The ends of the interval of each number that a statistic gives, (2, ...)."""
+    random, count = np.random.default_rng(0), len(values)
+    found = [statistic(values[random.integers(0, count, count)]) for _ in range(resamples)]
+    return np.asarray(np.nanpercentile(found, [2.5, 97.5], axis=0))
 
 
 def verdict(scorer: str, share: Estimate, best: list[Estimate], deviation: float) -> str:

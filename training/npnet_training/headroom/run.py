@@ -74,8 +74,8 @@ def summarise(results: Results, settings: HeadroomSettings) -> dict[str, Any]:
             "verdict": verdict(scorer, share, best, float(scores.std())),
         }
         if settings.redenoised:
-            other = _by_prompt(results.arms["redenoised"]["scores"][scorer], seeds, scorer)
-            entry["redenoised"] = asdict(with_interval(other - scores, np.mean, settings.resamples))
+            gain = results.compare("redenoised", scorer, resamples=settings.resamples)
+            entry["redenoised"] = asdict(Estimate(gain.difference, gain.low, gain.high))
         found["scores"][scorer] = entry
     layout = arm["layout"].reshape(-1, seeds, len(NAMES))
     found["layout"] = {
@@ -141,9 +141,7 @@ def _shown(seeds: int) -> list[int]:
 
 
 def _told(estimate: dict[str, float], form: str) -> str:
-    value, low, high = (
-        format(Estimate(**estimate).__dict__[name], form) for name in ("value", "low", "high")
-    )
+    value, low, high = (format(estimate[name], form) for name in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
 

@@ -146,7 +146,7 @@ def joined(parts: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
         lengths = {value.shape[1] for value in tensors if value.dim() > 1}
         if len(lengths) > 1 and not any("mask" in other for other in parts[0]):
             raise SettingsError(f"{name}: expected prompts of one length, given {sorted(lengths)} tokens")
-        found[name] = torch.cat([_filled(value, max(lengths, default=0)) for value in tensors])
+        found[name] = torch.cat([filled_up(value, max(lengths, default=0)) for value in tensors])
     return found
 
 
@@ -167,7 +167,8 @@ def _against(value: Tensor, free: Tensor, weight: float, there: Tensor | None = 
     return torch.cat([mixed, value[..., tokens:, :]], dim=-2)
 
 
-def _filled(value: Tensor, tokens: int) -> Tensor:
+def filled_up(value: Tensor, tokens: int) -> Tensor:
+    """(B, tokens, ...) with zeros behind what there is."""
     if value.dim() < 2 or value.shape[1] == tokens:
         return value
     return F.pad(value, [0, 0] * (value.dim() - 2) + [0, tokens - value.shape[1]])

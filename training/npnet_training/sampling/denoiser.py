@@ -154,7 +154,7 @@ class Denoiser(PromptEncoder):
             return self.schedule.timesteps(steps, solver)
         self.schedule.check_steps(steps)
         noise = torch.zeros(1, *(self.latent_shape if shape is None else shape[-3:]))
-        arguments = self.call_arguments(self.encode([""], unconditional=False), 1.0, noise.shape)
+        arguments = self.call_arguments(self.empty, 1.0, noise.shape)
         with torch.no_grad():
             found = self.steered.timesteps(noise, **arguments, **self.of_steps(steps))
         return found.float()

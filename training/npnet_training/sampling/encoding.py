@@ -70,7 +70,7 @@ class PromptEncoder:
         if size not in self._shapes:
             arguments = {**self.guidance.arguments(1.0), "height": size[0], "width": size[1], **FEW}
             with torch.no_grad():
-                _, drawn = self.steered.encode(prompt=[""], **arguments)
+                _, drawn = self.steered.encode(**self.empty.arguments(guided=False), **arguments)
             _, channels, height, width = drawn.shape
             self._shapes[size] = channels, height, width
         return self._shapes[size]
@@ -78,14 +78,14 @@ class PromptEncoder:
     @functools.cached_property
     def reads(self) -> dict[str, str]:
         """What a network can read of the prompts: by field of `Prompt`, the pipeline's argument."""
-        return roles_of(self.steered.reading.positive(), self._negative("")[0].positive)
+        return roles_of(self.steered.reading.positive(), self.empty.positive)
 
     @functools.cached_property
     def texts(self) -> dict[str, tuple[int, ...]]:
         """Shape of each of `reads`, of one prompt; of tokens, as many as there may be at most."""
         tokens, width = self.text_shape
         found: dict[str, tuple[int, ...]] = {}
-        for role, tensor in self.prompt(self._negative("")[0]).given.items():
+        for role, tensor in self.prompt(self.empty).given.items():
             found[role.removeprefix("prompt_")] = tuple(tensor.shape[1:])
         return found | {"embeds": (tokens, width)} | ({"mask": (tokens,)} if "mask" in found else {})
 
@@ -104,12 +104,8 @@ class PromptEncoder:
     @functools.cached_property
     def text_shape(self) -> tuple[int, int]:
         """Tokens, at most, and width of `prompt_embeds`."""
-        shapes = [
-            part.shape[-2:]
-            for prompt in ("", _LONGER)
-            for part in self.encode([prompt], unconditional=False).positive["prompt_embeds"]
-        ]
-        (short, width), (longer, _) = shapes
+        encoded = (self.empty, self.encode([_LONGER], unconditional=False))
+        (short, width), (longer, _) = (one.positive["prompt_embeds"][0].shape[-2:] for one in encoded)
         if short == longer:
             return short, width
         longest = self.steered.parameters.get("max_sequence_length")

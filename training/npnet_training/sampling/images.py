@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -153,12 +154,10 @@ def _step_noise(seeds: Sequence[int]) -> list[torch.Generator]:
 
 def scheduler_of(pipe: Any, name: str | None) -> Any:
     """A scheduler for one call: the pipeline's, or another with its settings."""
-    import copy
-
-    import diffusers
-
     if name is None:
         return copy.copy(pipe.scheduler)
+    import diffusers
+
     # Latents are not bounded; DDIM would clip them by its own default.
     return getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config, clip_sample=False)
 

@@ -15,7 +15,7 @@ class Ended(Exception):
 
 def ending_at_timesteps(scheduler: Any) -> Any:
     """A copy that ends the call when its `timesteps` are set; None before."""
-    copy = _copy(scheduler, _ending_class(_class(scheduler)))
+    copy = _copy(scheduler, _ending_class)
     copy.timesteps = None
     return copy
 
@@ -30,7 +30,7 @@ def at_timestep(scheduler: Any, timestep: Tensor) -> Any:
     Returns:
         It, whose `output` is the model's output of that step; None before.
     """
-    copy = _copy(scheduler, _recording_class(_class(scheduler)))
+    copy = _copy(scheduler, _recording_class)
     copy.only, copy.output = timestep.reshape(1), None
     return copy
 
@@ -43,17 +43,14 @@ def last_steps(scheduler: Any, free: int) -> Any:
         free: so many; the state after them is taken as the noise plus a constant, so that the noise still
             has a gradient.
     """
-    copy = _copy(scheduler, _truncating_class(_class(scheduler)))
+    copy = _copy(scheduler, _truncating_class)
     copy.free, copy.taken, copy.first = free, 0, None
     return copy
 
 
-def _class(scheduler: Any) -> Any:
-    return type(scheduler)
-
-
-def _copy(scheduler: Any, kind: Any) -> Any:
+def _copy(scheduler: Any, subclass_of: Any) -> Any:
     """Shallow: `set_timesteps` replaces what a call changes."""
+    kind = subclass_of(type(scheduler))
     copy = kind.__new__(kind)
     copy.__dict__.update(scheduler.__dict__)
     return copy

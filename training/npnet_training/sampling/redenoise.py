@@ -117,7 +117,8 @@ def redenoise(
     if settings.weight_for(denoiser) == "text-mix":
         up = conditioning.mixed(denoiser.empty, settings.text_mix)
         down_again = conditioning.mixed(denoiser.empty, settings.inversion_text_mix)
-        scales = (denoiser.guidance.default or 1.0,) * 2 if denoiser.guidance.by_default else (1.0, 1.0)
+        scale = (denoiser.guidance.default or 1.0) if denoiser.guidance.by_default else 1.0
+        scales = scale, scale
     for _ in range(settings.repetitions):
         high = denoiser.denoise(latents, first, up, scales[0])
         latents = at_level(high, down)

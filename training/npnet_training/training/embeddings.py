@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from npnet_runtime.files import atomic_file
 from npnet_runtime.inputs.texts import Prompt
 from npnet_training.errors import DatasetError, TrainError
+from npnet_training.sampling.conditioning import filled_up
 from npnet_training.training.shards import gather, open_shard, write_shard
 
 PROMPTS_PER_SHARD = 512
@@ -166,7 +166,7 @@ class EmbeddingCache:
         if text not in OF_TOKENS:
             return torch.cat(values)
         longest = max(value.shape[1] for value in values)
-        return torch.cat([F.pad(v, [0, 0] * (v.dim() - 2) + [0, longest - v.shape[1]]) for v in values])
+        return torch.cat([filled_up(value, longest) for value in values])
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_shards": {}}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from npnet_kernels import SIGN_RULE, SVD, latent_to_matrix, svd
 from npnet_training.errors import DatasetError
+from npnet_training.training.order import in_batches
 from npnet_training.training.shards import gather, open_shard, write_shard
 from npnet_training.training.source import PairSource
 
@@ -82,14 +83,10 @@ class FactorCache:
 
     def _finite(self, rows: range) -> np.ndarray:
         finite = np.zeros(len(rows), bool)
-        groups = self.pairs.groups[rows.start : rows.stop]
-        for group in np.unique(groups):
-            places = np.flatnonzero(groups == group)
-            for start in range(0, len(places), BATCH):
-                part = places[start : start + BATCH]
-                batch = self.pairs.batch([rows[place] for place in part])
-                both = torch.stack([batch.source.flatten(1), batch.target.flatten(1)])
-                finite[part] = both.isfinite().all(-1).all(0).numpy()
+        for part in in_batches(np.asarray(rows), self.pairs.groups, BATCH):
+            batch = self.pairs.batch(part.tolist())
+            both = torch.stack([batch.source.flatten(1), batch.target.flatten(1)])
+            finite[part - rows.start] = both.isfinite().all(-1).all(0).numpy()
         return finite
 
     def _factors(self, rows: range, finite: np.ndarray, device: torch.device) -> np.ndarray:

@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from npnet_kernels import SVD
 from npnet_runtime.golden_statistics import STATISTICS, golden_statistics
-from npnet_runtime.inputs.texts import Prompt
-from npnet_runtime.networks.any_size_config import AnySizeConfig
+from npnet_runtime.inputs.texts import Prompt, fields_read
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.losses import Loss, target_of
 
 
 def golden_of(network: nn.Module, source: Tensor, prompt: Prompt, factors: SVD | None = None) -> Tensor:
     """A network's golden noise of a batch, (B, C, H, W), from what it reads of the prompts."""
-    config = extract_model_from_parallel(network).config
-    names = {"mask", *config.optional_inputs} if isinstance(config, AnySizeConfig) else set()
+    names = fields_read(extract_model_from_parallel(network).config)
     others = {name: tensor for name, tensor in prompt.others.items() if name in names}
     golden: Tensor = network(source, prompt.embeds, factors, **others)
     return golden

@@ -89,11 +89,8 @@ class BatchOrder:
 
     def parts_of(self, rows: np.ndarray) -> list[BatchRows]:
         """This process's share of some rows, such as those of validation, in parts; none is left out."""
-        found, size = [], self.part_size
-        for part in self._grouped(rows):
-            own = part[self.process :: self.processes]
-            found += [BatchRows(0, own[start : start + size].tolist()) for start in range(0, len(own), size)]
-        return found
+        own = rows[self.process :: self.processes]
+        return [BatchRows(0, part.tolist()) for part in in_batches(own, self.groups, self.part_size)]
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """Whole batches of an epoch, those of different groups in turns by chance."""
@@ -114,6 +111,13 @@ def by_group(rows: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray]:
         return [rows]
     own = groups[rows]
     return [rows[own == group] for group in np.unique(own)]
+
+
+def in_batches(rows: np.ndarray, groups: np.ndarray | None, size: int) -> list[np.ndarray]:
+    """All rows, at most so many of one group at a time."""
+    return [
+        part[start : start + size] for part in by_group(rows, groups) for start in range(0, len(part), size)
+    ]
 
 
 def split_by_prompt(prompts: Sequence[str], share: float, seed: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from npnet_training.noise_statistics import noise_statistics
 from npnet_training.training.data import TrainingData
 from npnet_training.training.losses import target_of
 from npnet_training.training.measuring import golden_of
-from npnet_training.training.order import BatchRows, by_group
+from npnet_training.training.order import BatchRows, in_batches
 from npnet_training.training.progress import Progress
 from npnet_training.training.settings import TrainSettings
 
@@ -90,11 +90,7 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
     errors = dict.fromkeys([*variants, "prompts of others", "identity"], 0.0)
     noises: list[dict[str, list[float]]] = []
     wanted: list[dict[str, list[float]]] = []
-    keys = [
-        BatchRows(0, part[start : start + BATCH].tolist())
-        for part in by_group(rows, data.pairs.groups)
-        for start in range(0, len(part), BATCH)
-    ]
+    keys = [BatchRows(0, part.tolist()) for part in in_batches(rows, data.pairs.groups, BATCH)]
     with torch.inference_mode():
         for batch in data.plain_reader.batches(keys, device, 0):
             target = target_of(batch)
