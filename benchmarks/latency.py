@@ -58,7 +58,7 @@ def main() -> int:
     stage = Stages()
     console = Console(width=140)
     with tempfile.TemporaryDirectory() as folder:
-        network, description = weights.load()
+        network, description, _ = weights.load()
         if not isinstance(network, NPNet):
             raise SystemExit(f"{weights.description}: a network of another kind than the published one")
         baseline = PublishedNPNet(network.config, network.state_dict()).to(device)

@@ -32,7 +32,7 @@ def main() -> int:
     options = _options()
     device = resolve_device(options.device)
     weights = WeightsRequest(get_model(options.model), None, options.seed)
-    network, _ = weights.load()
+    network, *_ = weights.load()
     golden: dict[str, GoldenNoise] = {}
     with tempfile.TemporaryDirectory() as folder:
         for spectral in ("exact", "polynomial"):

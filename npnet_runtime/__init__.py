@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from npnet_runtime.bundles.bundle import EngineBundle
     from npnet_runtime.errors import NPNetError
     from npnet_runtime.golden import GoldenNoise, PreparedNoise
+    from npnet_runtime.integrations.diffusers.golden_lora import GoldenLora
     from npnet_runtime.networks.npnet import NPNet
     from npnet_runtime.networks.npnet_config import NPNetConfig
     from npnet_runtime.prefetch import Prefetcher
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EngineBundle",
+    "GoldenLora",
     "GoldenNoise",
     "NPNet",
     "NPNetConfig",
@@ -26,6 +28,7 @@ __all__ = [
 # Imported when first asked for: commands choose their threads, and answer `--help`, before torch is there.
 _MODULES = {
     "EngineBundle": "bundles.bundle",
+    "GoldenLora": "integrations.diffusers.golden_lora",
     "GoldenNoise": "golden",
     "NPNet": "networks.npnet",
     "NPNetConfig": "networks.npnet_config",

@@ -41,6 +41,7 @@ from npnet_runtime.inputs.resolution import (
 )
 from npnet_runtime.inputs.strength import check_strength, mix
 from npnet_runtime.inputs.texts import Prompt, as_prompt, check_prompt, random_inputs, texts_of
+from npnet_runtime.own_text import OwnTexts
 
 
 class GoldenNoise:
@@ -75,6 +76,8 @@ class GoldenNoise:
         revision: branch, tag or commit of a repository.
         trust_code: load machine code (AOTInductor, TensorRT) from a repository, of a `revision` that is a
             commit; see `npnet_runtime.bundles.remote`.
+        text_encoder: where the text encoder is that the network has of its own, if not where its bundle
+            says: a folder or a repository; see `encode`.
 
     Raises:
         BundleError: no bundle, or one that was changed or is unreadable, or machine code that is not trusted.
@@ -100,6 +103,7 @@ class GoldenNoise:
         threads: int | None = None,
         revision: str | None = None,
         trust_code: bool = False,
+        text_encoder: str | None = None,
     ) -> None:
         check_token_policy(tokens)
         check_resolution_policy(resolution)
@@ -119,6 +123,7 @@ class GoldenNoise:
             )
         self.device = resolve_device(device)
         self._backend_asked = backend
+        self._texts = OwnTexts(manifest.text_encoder, self.device, text_encoder)
         self._process = os.getpid()
         self._kernels, self._threads = kernels, threads
         try:
@@ -279,6 +284,21 @@ class GoldenNoise:
                 self(self.prepare(noise), prompt)
                 self(noise, prompt)
 
+    def encode(self, prompts: Sequence[str]) -> Prompt:
+        """Prompts by the text encoder that the network has of its own, loaded at the first call.
+
+        An attached pipeline does it by itself.
+
+        Args:
+            prompts: P of them; longer ones than the encoder reads are cut.
+
+        Raises:
+            InputError: the network reads what the pipeline encodes; or the encoder is not there, or is
+                another one than the network was trained with.
+            DownloadError: the hub cannot be reached.
+        """
+        return self._texts.encode(prompts)
+
     def using(
         self,
         *,
@@ -352,6 +372,11 @@ class GoldenNoise:
         check_prompt(as_prompt(prompt_embeds), noise[0], config, self.device, self._tokens, finite=False)
 
     @property
+    def digest(self) -> str:
+        """Of the engine and all its files."""
+        return self.bundle.digest
+
+    @property
     def captured(self) -> bool:
         """Whether calls are replayed from CUDA graphs; `report()` says why."""
         return self._graphs.captured
@@ -372,6 +397,7 @@ class GoldenNoise:
             *self._path.describe(),
             str(self._cache),
             *_looks(manifest.statistics),
+            *self._texts.describe(),
             *([f"parity: NOT checked when built: {manifest.unverified}"] if manifest.unverified else []),
             *(
                 f"parity when built: {row.quantity}: {row.statistic} {row.value:.2g}"
@@ -432,6 +458,7 @@ class GoldenNoise:
             "cuda_graphs": self._cuda_graphs,
             "cache_size": self._cache.size,
             "threads": self._threads,
+            "text_encoder": self._texts.elsewhere,
         }
         return _reopen, (path, options)
 

@@ -127,7 +127,7 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
     check(settings)
     kind = ENGINES[settings.engine]
     stage(f"loading weights: {settings.weights.description}")
-    network, weights = settings.weights.load()
+    network, weights, made_for = settings.weights.load()
     statistics = _statistics(settings, network, stage)
     spectral = _spectral(settings, network, stage)
     with write_bundle(settings.output, force=settings.force) as (folder, seal):
@@ -143,7 +143,7 @@ def export(settings: ExportSettings, stage: Callable[[str], None] = lambda text:
             stage,
         )
         manifest = _manifest(settings, network, weights, kind.write(request))
-        manifest = replace(manifest, statistics=statistics)
+        manifest = replace(manifest, statistics=statistics, **made_for)
         if spectral is not None:
             manifest = replace(manifest, spectral=spectral, signs=None)
         if settings.verify:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -33,6 +33,7 @@ from npnet_export.stages import Stages
 from npnet_export.verification import Verification, record, reference_network, verify
 from npnet_export.weights import WeightsRequest, all_models, get_model
 from npnet_runtime.bundles.bundle import EngineBundle
+from npnet_runtime.bundles.made_for import LatentSpace
 from npnet_runtime.bundles.manifest import FILENAME
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
@@ -226,15 +227,23 @@ def _for_pipeline(options: argparse.Namespace) -> WeightsRequest:
     engine = "torch" if options.engine == AUTO else options.engine
     check_needs(engine, verify=not options.no_verify, downloads=False)
     Stages(quiet=options.quiet)(f"looking at {options.pipeline}")
-    config, reads = config_for(load_for_probe(options.pipeline, offline=options.offline), sizes)
+    pipe = load_for_probe(options.pipeline, offline=options.offline)
+    config, reads = config_for(pipe, sizes)
     return WeightsRequest(
         None,
         random_seed=options.random_weights,
         offline=options.offline,
         shapes=config,
         reads=reads,
+        latent_space=_space_of(pipe),
         made_for={"for": options.pipeline} | ({"size": "x".join(map(str, sizes.size))} if sizes.size else {}),
     )
+
+
+def _space_of(pipe: Any) -> LatentSpace | None:
+    from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
+
+    return latent_space_of(pipe)
 
 
 def _plan(settings: ExportSettings) -> str:

@@ -63,6 +63,10 @@ def inspect(bundle: EngineBundle, console: Console) -> bool:
 def _bounds(manifest: Manifest) -> dict[str, str]:
     config = manifest.config
     reads = {} if manifest.reads is None else {"reads": ", ".join(manifest.reads.values())}
+    if manifest.text_encoder is not None:
+        reads["text"] = f"by an encoder of its own, {manifest.text_encoder.name}"
+    if (space := manifest.latent_space) is not None:
+        reads["latent space"] = f"{space.autoencoder}, {space.channels} channels, 1:{space.factor}"
     if not isinstance(config, AnySizeConfig):
         return reads
     sides = f"sides of the noise {config.least_side} to {config.most_side}, tokens 1 to {config.most_tokens}"

@@ -118,6 +118,7 @@ GoldenNoise("{repository}"{trust}).attach(pipe)
 | engine | {manifest.engine}, {manifest.precision}, batches up to {manifest.max_batch} |
 | noise | {_noise(manifest)} |
 | prompt | {manifest.config.text_dim} wide{_reads(manifest)} |
+| latent space | {_space(manifest)} |
 | base model | {base or "not recorded"} |
 | weights | {", ".join(f"{key} {value}" for key, value in manifest.weights.items() if key != "training")} |
 | training | {manifest.weights.get("training", "not recorded")} |
@@ -142,5 +143,14 @@ def _noise(manifest: Manifest) -> str:
     return own
 
 
+def _space(manifest: Manifest) -> str:
+    space = manifest.latent_space
+    if space is None:
+        return "not recorded"
+    return f"{space.autoencoder}, {space.channels} channels, {space.factor} pixels to a latent"
+
+
 def _reads(manifest: Manifest) -> str:
+    if manifest.text_encoder is not None:
+        return f", by an encoder of its own, `{manifest.text_encoder.name}`"
     return "" if manifest.reads is None else f", read as {', '.join(manifest.reads.values())}"

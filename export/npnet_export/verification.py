@@ -144,7 +144,7 @@ def reference_network(
         given: object = random_seed
     else:
         request = WeightsRequest(all_models().get(manifest.model), source, offline=offline)
-        network, description = request.load()
+        network, description, _ = request.load()
         given = description["sha256"]
     key = "sha256" if random_seed is None else "random_seed"
     if wanted.get(key) != given or network.config != manifest.config:

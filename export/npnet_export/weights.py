@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from npnet_export.records import training_of
-from npnet_runtime.errors import CheckpointError, ConfigError
+from npnet_runtime.bundles.made_for import LatentSpace, TextEncoderId
+from npnet_runtime.errors import BundleError, CheckpointError, ConfigError
+from npnet_runtime.integrations.diffusers.lora_file import find_lora
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.networks.registry import Network, NetworkConfig, network_from_state
 from npnet_runtime.weights import checkpoint
@@ -46,6 +49,7 @@ class WeightsRequest:
         offline: use the hub's cache only.
         shapes: of a network with random weights that is no registered model's.
         reads: what it reads of a pipeline's prompt; see `Manifest.reads`.
+        latent_space: of that pipeline.
         made_for: the pipeline that `--for` named, and the size; for the manifest.
     """
 
@@ -55,6 +59,7 @@ class WeightsRequest:
     offline: bool = False
     shapes: NetworkConfig | None = None
     reads: dict[str, str] | None = None
+    latent_space: LatentSpace | None = None
     made_for: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -75,8 +80,8 @@ class WeightsRequest:
             return False
         return self.source is not None or isinstance(self.model, ModelSpec)
 
-    def load(self) -> tuple[Network, dict[str, Any]]:
-        """The float32 network, and what the manifest says of its weights.
+    def load(self) -> tuple[Network, dict[str, Any], dict[str, Any]]:
+        """The float32 network, and what the manifest says of its weights and of what it was made for.
 
         Raises:
             CheckpointError: the checkpoint is missing or does not fit.
@@ -87,11 +92,18 @@ class WeightsRequest:
         config = self.config()
         if self.random_seed is not None and config is not None:
             network = network_from_state(config, random_state(config, self.random_seed))
-            return network, {"source": "random", "random_seed": self.random_seed, **self.made_for}
+            random = {"source": "random", "random_seed": self.random_seed, **self.made_for}
+            return network, random, {} if self.latent_space is None else {"latent_space": self.latent_space}
         path, named = self._fetch()
+        if find_lora(path) is not None:
+            raise CheckpointError(
+                f"{path}: a LoRA of golden noise is served as it is, by the pipeline's own denoiser, and has "
+                f"no engine: npnet_runtime.GoldenLora({str(path)!r}).attach(pipe)"
+            )
         read = checkpoint.read(path, config)
         trained = training_of(path) if self._is_path() else {}
-        return read.network(), {**named, "form": read.form, "sha256": read.sha256, **trained}
+        named |= {"form": read.form, "sha256": read.sha256, **trained}
+        return read.network(), named, made_for_from(path, read.made_for)
 
     def check(self) -> None:
         """Find out what can be known without loading them.
@@ -139,3 +151,16 @@ class WeightsRequest:
             raise CheckpointError("no weights named: give --model, --weights or --random-weights")
         path, source = download_first(self.model.sources, offline=self.offline)
         return path, {"source": str(source)}
+
+
+def made_for_from(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says it was trained in front of, as fields of the manifest.
+
+    Raises:
+        CheckpointError: it is malformed.
+    """
+    kinds: dict[str, Any] = {"latent_space": LatentSpace, "text_encoder": TextEncoderId}
+    try:
+        return {name: kinds[name].from_dict(value) for name, value in values.items()}
+    except (KeyError, BundleError) as error:
+        raise CheckpointError(f"{path}: unreadable metadata ({error})") from error

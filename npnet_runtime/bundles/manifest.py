@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from npnet_runtime.bundles.made_for import LatentSpace, TextEncoderId
 from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import BundleError, ConfigError
 from npnet_runtime.networks.npnet_config import NPNetConfig
@@ -20,7 +21,8 @@ from npnet_runtime.networks.registry import NetworkConfig, config_from_dict
 FILENAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "npnet-engine-bundle", 1
 # Only of bundles with a field that an earlier runtime does not know, which must refuse those.
-NEWER_FIELDS = {"spectral": 2, "reads": 3, "statistics": 4}
+NEWER_FIELDS = {"spectral": 2, "reads": 3, "statistics": 4, "latent_space": 5, "text_encoder": 5}
+_MADE_FOR: dict[str, Any] = {"latent_space": LatentSpace, "text_encoder": TextEncoderId}
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -84,6 +86,8 @@ class Manifest:
             the name that the pipeline has for it; None for the first embeddings. Not written if None.
         statistics: of golden noise when the bundle was made; see `npnet_runtime.golden_statistics`. None of
             random weights, and of bundles of old; not written then.
+        latent_space: of the model that it was trained in front of; None if unknown, and not written then.
+        text_encoder: of its own, in place of the pipeline's; None, and not written, without one.
     """
 
     package_version: str
@@ -109,6 +113,8 @@ class Manifest:
     spectral: SpectralPolynomial | None = None
     reads: dict[str, str] | None = None
     statistics: dict[str, float] | None = None
+    latent_space: LatentSpace | None = None
+    text_encoder: TextEncoderId | None = None
 
     def to_json(self) -> str:
         """Text of `manifest.json`; the same manifest gives the same text."""
@@ -138,7 +144,7 @@ class Manifest:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(
-                f"{path} is no engine bundle: expected a readable {FILENAME} ({error}); "
+                f"{path} is no engine bundle{_hint(path)}: expected a readable {FILENAME} ({error}); "
                 f"make one with: npnet-export --model sdxl --output {path}"
             ) from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
@@ -171,9 +177,13 @@ class Manifest:
                     "spectral": SpectralPolynomial.from_dict(values["spectral"])
                     if values["spectral"] is not None
                     else None,
+                    **{
+                        name: None if values[name] is None else kind.from_dict(values[name])
+                        for name, kind in _MADE_FOR.items()
+                    },
                 }
             )
-        except (TypeError, AttributeError, ConfigError) as error:
+        except (TypeError, AttributeError, ConfigError, BundleError) as error:
             raise BundleError(f"{file}: malformed ({error})") from error
         for part, holder in (("", manifest), *(("files: ", f) for f in manifest.files.values())):
             _check_types(file, part, holder)
@@ -222,6 +232,12 @@ class Manifest:
         for problem, present in problems.items():
             if present:
                 raise BundleError(f"{file}: malformed ({problem})")
+
+
+def _hint(path: Path) -> str:
+    if not path.is_dir() or not any(path.glob("pytorch_lora_weights.safetensors")):
+        return ""
+    return f", it may be a LoRA of golden noise: npnet_runtime.GoldenLora({str(path)!r})"
 
 
 def _version(values: dict[str, Any]) -> int:

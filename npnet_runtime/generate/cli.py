@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import torch
 
-from npnet_runtime import GoldenNoise, __version__
+from npnet_runtime import GoldenLora, GoldenNoise, __version__
+from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import GenerateError, NPNetError
 from npnet_runtime.files import atomic_file
 from npnet_runtime.generate.settings import FILENAME, GenerateSettings, parse_seeds
@@ -21,6 +22,7 @@ from npnet_runtime.inputs.prompts import TokenPolicy
 from npnet_runtime.inputs.resolution import ResolutionPolicy
 from npnet_runtime.inputs.strength import check_strength
 from npnet_runtime.integrations.diffusers.loading import load, quiet_loading
+from npnet_runtime.integrations.diffusers.lora_file import find_lora
 from npnet_runtime.interruption import interrupted_status
 
 if TYPE_CHECKING:
@@ -77,13 +79,7 @@ def _generate(options: argparse.Namespace) -> None:
         ) from error
     if options.quiet:
         quiet_loading()
-    golden = GoldenNoise(
-        options.engine,
-        device=options.device,
-        tokens=options.long_prompts,
-        resolution=options.other_sizes,
-        strength=options.strength,
-    )
+    golden = _golden(options)
     settings = _settings(options, golden)
     output: Path = options.output
     settings.check_output(output)
@@ -114,6 +110,23 @@ def _generate(options: argparse.Namespace) -> None:
     )
 
 
+def _golden(options: argparse.Namespace) -> GoldenNoise | GoldenLora:
+    if find_lora(options.engine) is not None:
+        if (options.long_prompts, options.other_sizes) != ("error", "error"):
+            raise GenerateError(
+                "--long-prompts and --other-sizes: expected none, as a LoRA reads what its model reads; "
+                "leave them out"
+            )
+        return GoldenLora(options.engine, strength=options.strength)
+    return GoldenNoise(
+        options.engine,
+        device=options.device,
+        tokens=options.long_prompts,
+        resolution=options.other_sizes,
+        strength=options.strength,
+    )
+
+
 def load_pipeline(settings: GenerateSettings, offline: bool = False) -> Any:
     """The pipeline of a run, on its device.
 
@@ -124,12 +137,13 @@ def load_pipeline(settings: GenerateSettings, offline: bool = False) -> Any:
     return load(settings.model, dtype, config=settings.config, offline=offline).to(settings.device)
 
 
-def _settings(options: argparse.Namespace, golden: GoldenNoise) -> GenerateSettings:
-    dtype = options.dtype or ("fp32" if golden.device.type == "cpu" else "fp16")
+def _settings(options: argparse.Namespace, golden: GoldenNoise | GoldenLora) -> GenerateSettings:
+    device = golden.device if isinstance(golden, GoldenNoise) else resolve_device(options.device)
+    dtype = options.dtype or ("fp32" if device.type == "cpu" else "fp16")
     return GenerateSettings(
         model=options.model,
         engine=str(options.engine),
-        engine_digest=golden.bundle.digest,
+        engine_digest=golden.digest,
         prompts=tuple(dict.fromkeys(options.prompt)),
         seeds=options.seeds,
         compare=options.compare,
@@ -139,7 +153,7 @@ def _settings(options: argparse.Namespace, golden: GoldenNoise) -> GenerateSetti
         height=options.height,
         width=options.width,
         dtype=DTYPES[dtype],
-        device=str(golden.device),
+        device=str(device),
         tokens=options.long_prompts,
         resolution=options.other_sizes,
         scorer=options.scorer,
@@ -171,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         default="engines/sdxl",
         metavar="DIR",
-        help="or OWNER/NAME of the hub; default: %(default)s",
+        help="or OWNER/NAME of the hub, or a LoRA of golden noise; default: %(default)s",
     )
     add(
         "--prompt",

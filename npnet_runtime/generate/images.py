@@ -17,6 +17,7 @@ from npnet_runtime.errors import GenerateError, NPNetError
 from npnet_runtime.files import atomic_file
 from npnet_runtime.generate.settings import GenerateSettings, ImageSettings
 from npnet_runtime.golden import GoldenNoise
+from npnet_runtime.integrations.diffusers.golden_lora import GoldenLora
 
 NOTE = "npnet"  # the text chunk of a PNG that says how it was made
 KEYS = ("prompt", "seed", "noise", "settings")  # of it, that tell one image from another
@@ -46,7 +47,7 @@ def make_images(
     settings: GenerateSettings,
     folder: Path,
     load: Callable[[], Any],
-    golden: GoldenNoise,
+    golden: GoldenNoise | GoldenLora,
     begin: Callable[[], None] = lambda: None,
 ) -> Iterator[Made]:
     """Make the images that are not there yet.
@@ -100,7 +101,11 @@ def load_scorer(name: str) -> Scorer:
 
 
 def _call(
-    pipe: Any, golden: GoldenNoise, settings: GenerateSettings, image: ImageSettings, **changes: Any
+    pipe: Any,
+    golden: GoldenNoise | GoldenLora,
+    settings: GenerateSettings,
+    image: ImageSettings,
+    **changes: Any,
 ) -> Any:
     if image.kind == "golden":
         golden.attach(pipe)
@@ -117,7 +122,7 @@ def _call(
             golden.detach(pipe)
 
 
-def _warm_up(pipe: Any, golden: GoldenNoise, settings: GenerateSettings) -> None:
+def _warm_up(pipe: Any, golden: GoldenNoise | GoldenLora, settings: GenerateSettings) -> None:
     """First calls are slow, and would be charged to whichever noise comes first."""
     for kind in settings.kinds:
         _call(pipe, golden, settings, ImageSettings(settings.prompts[0], 0, kind), num_inference_steps=1)
@@ -125,7 +130,7 @@ def _warm_up(pipe: Any, golden: GoldenNoise, settings: GenerateSettings) -> None
 
 def _make(
     pipe: Any,
-    golden: GoldenNoise,
+    golden: GoldenNoise | GoldenLora,
     settings: GenerateSettings,
     image: ImageSettings,
     path: Path,

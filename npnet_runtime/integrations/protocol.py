@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -23,6 +24,9 @@ class Golden(Protocol):
 
     def __call__(self, noise: Tensor | PreparedNoise, prompt_embeds: Tensor | Prompt) -> Tensor:
         """Golden noise (B, C, H, W) of noise and the embeddings of its prompts."""
+
+    def encode(self, prompts: Sequence[str]) -> Prompt:
+        """Prompts by the text encoder of the network's own."""
 
     def prepare(self, noise: Tensor) -> PreparedNoise:
         """Do the work that needs no prompt."""

@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +42,7 @@ from npnet_runtime.weights.published import GROUPS, TEXT_GROUPS, is_unused, publ
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PREFIX = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")
-FORMAT, FORMAT_VERSION = "npnet-runtime-checkpoint", 1
+FORMAT, FORMAT_VERSION, WITH_OWN_TEXT = "npnet-runtime-checkpoint", 1, 2
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ class Checkpoint:
         config: shapes of the network they fit.
         form: one of the forms in the module's table.
         sha256: of the file that was read.
+        made_for: what it was trained in front of, as plain values: `latent_space` and `text_encoder` of the
+            manifest that is made of it; empty if unknown.
     """
 
     state: dict[str, Tensor]
     config: NetworkConfig
     form: str
     sha256: str
+    made_for: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self) -> Network:
         """The network with these weights, in eval mode."""
@@ -78,8 +82,9 @@ def read(path: str | Path, config: NetworkConfig | None = None) -> Checkpoint:
     """
     path = Path(path)
     tensors, metadata = _load(path)
+    made_for: Mapping[str, Any] = {}
     if FORMAT in metadata:
-        form, given = FORMAT, _parse_config(path, metadata[FORMAT])
+        form, (given, made_for) = FORMAT, _parse_header(path, metadata[FORMAT])
         if config is not None and given != config:
             raise CheckpointError(
                 f"{path} is a checkpoint of another network:\n{_differences(config, given)}"
@@ -98,16 +103,22 @@ def read(path: str | Path, config: NetworkConfig | None = None) -> Checkpoint:
     _check(path, tensors, {names[name]: shape for name, shape in shapes.items()})
     state = {own: tensors[name].detach().float().contiguous() for own, name in names.items()}
     state |= {name: state[name].reshape(()) for name in ("alpha", "beta") if name in state}
-    return Checkpoint(state, config, form, sha256(path))
+    return Checkpoint(state, config, form, sha256(path), made_for)
 
 
-def write(path: str | Path, state: Mapping[str, Tensor], config: NetworkConfig) -> None:
+def write(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    config: NetworkConfig,
+    made_for: Mapping[str, Any] | None = None,
+) -> None:
     """Write the project's own form: safetensors with the configuration in the metadata.
 
     Args:
         path: where; written to a temporary name first, then renamed.
         state: every tensor of `network_for(config).state_dict()`.
         config: shapes of the network.
+        made_for: see `Checkpoint`.
 
     Raises:
         CheckpointError: the state does not fit the configuration, or the file cannot be written.
@@ -115,7 +126,11 @@ def write(path: str | Path, state: Mapping[str, Tensor], config: NetworkConfig) 
     path = Path(path)
     _check(path, state, _shapes(config))
     # One entry: safetensors writes several in random order, and the same weights are to give the same file.
-    header = {"format_version": FORMAT_VERSION, "config": config.to_dict()}
+    header: dict[str, Any] = {"format_version": FORMAT_VERSION, "config": config.to_dict()}
+    if made_for:
+        header |= {"made_for": dict(made_for)}
+    if "text_encoder" in header.get("made_for", {}):
+        header["format_version"] = WITH_OWN_TEXT  # who does not know of it must not read it
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
@@ -174,22 +189,24 @@ def own_config(path: str | Path) -> NetworkConfig | None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or damaged safetensors file ({error})") from error
-    return _parse_config(path, metadata[FORMAT]) if FORMAT in metadata else None
+    return _parse_header(path, metadata[FORMAT])[0] if FORMAT in metadata else None
 
 
-def _parse_config(path: Path, text: str) -> NetworkConfig:
+def _parse_header(path: Path, text: str) -> tuple[NetworkConfig, Mapping[str, Any]]:
     try:
         header = json.loads(text)
         version = header["format_version"]
-        config = config_from_dict(header["config"]) if version == FORMAT_VERSION else None
+        made_for = dict(header.get("made_for", {}))
+        wanted = WITH_OWN_TEXT if "text_encoder" in made_for else FORMAT_VERSION
+        config = config_from_dict(header["config"]) if version == wanted else None
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable metadata ({error})") from error
     if config is None:
         raise CheckpointError(
-            f"{path}: expected checkpoint format version {FORMAT_VERSION}, given {version}: "
+            f"{path}: expected checkpoint format version {wanted}, given {version}: "
             f"pip install -U npnet-runtime"
         )
-    return config
+    return config, made_for
 
 
 def _require_published(path: Path, tensors: Mapping[str, Tensor]) -> None:

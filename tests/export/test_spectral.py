@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> EngineBundle:
 
 
 def test_close_to_the_svd_on_noises_never_met(bundle: EngineBundle) -> None:
-    network, _ = WeightsRequest(get_model("shapes-npnet"), None).load()
+    network, *_ = WeightsRequest(get_model("shapes-npnet"), None).load()
     golden = GoldenNoise(bundle, device="cpu")
     noise = torch.randn(8, *network.config.latent_shape, generator=torch.Generator().manual_seed(77))
     with torch.inference_mode():

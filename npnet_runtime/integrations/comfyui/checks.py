@@ -27,6 +27,11 @@ def positive_prompt(conditioning: Any, manifest: Manifest) -> Prompt:
         InputError: it is no such list, holds several, as golden noise is made for one prompt, or lacks what
             the engine reads.
     """
+    if manifest.text_encoder is not None:
+        raise InputError(
+            f"positive: the engine {manifest.model} reads prompts by a text encoder of its own, and a "
+            "CONDITIONING has no text; it serves diffusers only"
+        )
     if not isinstance(conditioning, list) or not conditioning:
         raise InputError(f"positive: expected a CONDITIONING, given {_name(conditioning)}")
     if len(conditioning) > 1:

@@ -22,6 +22,7 @@ import torch
 from npnet_runtime.errors import PipelineError
 from npnet_runtime.integrations.diffusers.call import Call
 from npnet_runtime.integrations.diffusers.checks import check_pipeline
+from npnet_runtime.integrations.diffusers.latent_space import check_latent_space
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
 
 ATTRIBUTE = "_npnet_attachment"
@@ -63,8 +64,10 @@ def attach(golden: Golden, pipe: Any, *, given_latents: GivenLatents = "golden")
             it or as it would be drawn: `"golden"` makes it golden as well, `"as-is"` leaves it alone.
 
     Raises:
-        PipelineError: no such pipeline, one whose latents or text embeddings do not fit the network,
-            or one that has golden noise attached already.
+        PipelineError: no such pipeline, one whose latents or text embeddings do not fit the network, one of
+            another latent space, or one that has golden noise attached already.
+    Warns:
+        UserWarning: its autoencoder has other weights than the one that the network was trained with.
     """
     if given_latents not in ("golden", "as-is"):
         raise PipelineError(f"given_latents: expected 'golden' or 'as-is', given {given_latents!r}")
@@ -76,10 +79,22 @@ def attach(golden: Golden, pipe: Any, *, given_latents: GivenLatents = "golden")
             f"pipe: expected a plain {type(pipe).__name__}, given one that has golden noise attached; "
             "detach it first"
         )
-    check_pipeline(pipe, golden.bundle.manifest.config, golden.bundle.manifest.reads)
-    pipe.__dict__[ATTRIBUTE] = Attachment(golden, given_latents)
+    manifest = golden.bundle.manifest
+    check_pipeline(pipe, manifest.config, manifest.reads, own_text=manifest.text_encoder is not None)
+    check_latent_space(pipe, manifest.latent_space)
+    attach_as(golden, pipe, given_latents, Call)
+
+
+def attach_as(golden: Golden, pipe: Any, given_latents: GivenLatents, kind: type[Call]) -> None:
+    """Make calls of a pipeline, which was checked, calls of a kind."""
+    pipe.__dict__[ATTRIBUTE] = Attachment(golden, given_latents, kind)
     plain: Any = type(pipe)
     pipe.__class__ = _attached_class(plain)
+
+
+def is_attached(pipe: object) -> bool:
+    """Whether golden noise is attached to a pipeline."""
+    return _attachment(pipe) is not None
 
 
 def detach(golden: Golden, pipe: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npnet_runtime.errors import PipelineError
 from npnet_runtime.inputs.checks import check_tensor
 from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.ahead import Ahead
@@ -79,6 +80,8 @@ class Call:
             PipelineError: there is no such thing.
         """
         manifest, names = self._golden.bundle.manifest, self._reading.positive()
+        if manifest.text_encoder is not None:
+            return self._golden.encode(texts_given(self._arguments.get("prompt"), type(self.pipe).__name__))
         wanted = [*names, *(manifest.reads or {}).values()]
         values = {name: self._arguments.get(name) for name in wanted} | self.encoded
         reads = reads_of(manifest, roles_of(names, values))
@@ -161,6 +164,22 @@ class Call:
             return None
         draw = Draw(shape, dtype, self._golden.device, given.get("generator"))
         return draw if draw.foreseeable and count else None
+
+
+def texts_given(prompt: Any, pipeline: str) -> list[str]:
+    """The texts of a call, for a network with a text encoder of its own.
+
+    Raises:
+        PipelineError: embeddings were passed in their place.
+    """
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
+        raise PipelineError(
+            f"{pipeline}: expected the prompt as text, which this engine encodes by an encoder of its own, "
+            f"given {'embeddings alone' if prompt is None else type(prompt).__name__}; pass prompt=..., "
+            "or golden(noise, golden.encode([prompt])) as latents"
+        )
+    return list(texts)
 
 
 def draw_golden(golden: Golden, draw: Draw, read: Callable[[], Prompt], ahead: Ahead | None = None) -> Tensor:

@@ -94,13 +94,16 @@ def denoiser(pipe: Any) -> Any:
     return getattr(pipe, "transformer", None) if unet is None else unet
 
 
-def check_pipeline(pipe: Any, config: NetworkConfig, reads: dict[str, str] | None = None) -> None:
+def check_pipeline(
+    pipe: Any, config: NetworkConfig, reads: dict[str, str] | None = None, *, own_text: bool = False
+) -> None:
     """Check that `pipe` starts from noise, and reads text, of the shapes of the network.
 
     Args:
         pipe: to be checked.
         config: shapes of the network.
         reads: see `Manifest.reads`.
+        own_text: whether the network reads prompts by a text encoder of its own.
 
     Raises:
         PipelineError: it does not; all that differs in one message.
@@ -126,7 +129,7 @@ def check_pipeline(pipe: Any, config: NetworkConfig, reads: dict[str, str] | Non
         differing.append(f"noise of {config.latent_channels} channels, given {name} with {drawn[1]}")
     first = reading_of(type(pipe)).positive()[0]
     own = reads is None or reads["embeds"] == first  # else another text, of which the denoiser says nothing
-    width = text_width(pipe) if own else None
+    width = text_width(pipe) if own and not own_text else None
     if width not in (None, config.text_dim):
         differing.append(f"text embeddings of width {config.text_dim}, given {name} with {width}")
     if differing:

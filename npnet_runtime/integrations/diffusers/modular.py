@@ -21,7 +21,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from npnet_runtime.errors import PipelineError
-from npnet_runtime.integrations.diffusers.call import draw_golden
+from npnet_runtime.inputs.texts import Prompt
+from npnet_runtime.integrations.diffusers.call import draw_golden, texts_given
 from npnet_runtime.integrations.diffusers.checks import check_device, planar
 from npnet_runtime.integrations.diffusers.draw import Draw
 from npnet_runtime.integrations.diffusers.reading import prompt_from, reads_of, roles_of
@@ -164,14 +165,19 @@ def _attached_class(plain: Any) -> type:
         values = {key: value for key, value in state.values.items() if key.startswith(_OF_PROMPTS)}
         reads = reads_of(golden.bundle.manifest, roles_of([*values], values))
 
+        def read() -> Prompt:
+            if golden.bundle.manifest.text_encoder is not None:
+                return golden.encode(texts_given(state.get("prompt"), name))
+            return prompt_from(values, reads, name)
+
         def drawn(
             shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
         ) -> Tensor:
             draw = Draw(tuple(shape), dtype or torch.float32, device or "cpu", generator)
-            return draw_golden(golden, draw, lambda: prompt_from(values, reads, name))
+            return draw_golden(golden, draw, read)
 
         def given_to(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
-            made = golden(noise.reshape(planar(tuple(shape))), prompt_from(values, reads, name))
+            made = golden(noise.reshape(planar(tuple(shape))), read())
             return made.reshape(tuple(shape)).to(dtype)
 
         def prepared(draw: Callable[..., Tensor]) -> Any:

@@ -16,7 +16,7 @@ from npnet_training.sampling import Denoiser, SampleSettings, draw_noise, sample
 from npnet_training.shapes import assets, build, judging
 from npnet_training.shapes.data import draw_scenes, rows_of
 from npnet_training.shapes.grammar import prompts
-from npnet_training.shapes.networks import TOKENS, WIDTH, WORDS, make_tokenizer
+from npnet_training.shapes.networks import TOKENS, WIDTH, WORDS, make_autoencoder, make_tokenizer
 from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, train_decoder
 from support.damage import alter
 
@@ -178,7 +178,11 @@ def test_output_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.Capture
 def test_autoencoder_learns_and_is_repeatable() -> None:
     scenes = draw_scenes(64, seed=0)
     losses: list[float] = []
-    train = lambda: train_autoencoder(scenes, 12, 16, 4e-3, 0, lambda _, __, loss: losses.append(loss))  # noqa: E731
+
+    def train() -> Any:
+        report = lambda _, __, loss: losses.append(loss)  # noqa: E731
+        return train_autoencoder(make_autoencoder, scenes.images, 12, 16, 4e-3, 0, report)
+
     first, again = train(), train()
     assert losses[:12] == losses[12:]
     assert losses[11] < 0.7 * losses[0]
@@ -195,9 +199,9 @@ def test_an_epoch_has_each_scene_once() -> None:
 
 def test_decoder_learns_and_the_latents_stay() -> None:
     scenes = draw_scenes(64, seed=0)
-    vae = train_autoencoder(scenes, 8, 16, 4e-3, 0, lambda stage, step, loss: None)
+    vae = train_autoencoder(make_autoencoder, scenes.images, 8, 16, 4e-3, 0, lambda stage, step, loss: None)
     latents = encode(vae, scenes.images)
     losses: list[float] = []
-    train_decoder(vae, scenes, latents, 12, 16, 3e-3, 0, lambda stage, step, loss: losses.append(loss))
+    train_decoder(vae, scenes.images, latents, 12, 16, 3e-3, 0, lambda stage, step, loss: losses.append(loss))
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
     assert torch.equal(encode(vae, scenes.images), latents)

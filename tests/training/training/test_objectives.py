@@ -58,7 +58,7 @@ def image_loss(denoiser: Denoiser, **changes: Any) -> ImageLoss:
 
 def reward_loss(denoiser: Denoiser, reward: Any = None, **changes: Any) -> RewardLoss:
     settings = RewardLossSettings.model_validate(STEPS | {"names": ("it",)} | changes)
-    return RewardLoss(FrozenGenerator(denoiser, settings), {"it": reward or Redness()}, settings)
+    return RewardLoss([FrozenGenerator(denoiser, settings)], {"it": reward or Redness()}, settings)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -255,7 +255,7 @@ def test_wrong_rewards(denoiser: Denoiser, data: Path, tmp_path: Path) -> None:
         reward_loss(denoiser, Single())(golden, batch)
     with pytest.raises(SettingsError, match=r"add --reward.names NAME"):
         settings = RewardLossSettings()
-        RewardLoss(FrozenGenerator(denoiser, settings), {}, settings)
+        RewardLoss([FrozenGenerator(denoiser, settings)], {}, settings)
     with pytest.raises(RewardError, match=r"unknown reward 'beauty': expected one of clipscore, pickscore, "):
         train(settings_for(data, tmp_path / "run", loss="reward", reward={"names": ["beauty"]}))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
 from npnet_training.collecting.items import Item
 from npnet_training.collecting.samples import write_samples
 from npnet_training.collecting.settings import OF_THE_RUN, CollectSettings
@@ -53,9 +55,11 @@ class Collector:
         """What the dataset says of itself."""
         own, model = self.denoiser, self.model
         recorded = _recorded(self.settings, own)
+        space = latent_space_of(self.pipe)
         return PairInfo(
-            self.settings.model, model.revision, self.shape_of(0), own.text_shape, recorded, texts=own.texts
-        )
+            self.settings.model, model.revision, self.shape_of(0), own.text_shape, recorded, texts=own.texts,
+            latent_space=None if space is None else json.loads(json.dumps(space.to_dict())),
+        )  # fmt: skip
 
     def shape_of(self, batch: int) -> tuple[int, int, int]:
         """(C, H, W) of the noise of a batch, by its number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from npnet_training.collecting.cluster import RayPool
@@ -61,7 +61,7 @@ def collect(
 
     with _workers(settings) as workers:
         info = workers.info()
-        _begin(settings, info)
+        info = _begin(settings, info)
         for item, count in workers.collect_all(todo(info)):
             pairs, kept, new = pairs + len(item.prompts), kept + count, new + len(item.prompts)
             report(progress())
@@ -74,22 +74,26 @@ def _workers(settings: CollectSettings) -> AbstractContextManager[Collector | Ra
     return RayPool(settings)
 
 
-def _begin(settings: CollectSettings, info: PairInfo) -> None:
+def _begin(settings: CollectSettings, info: PairInfo) -> PairInfo:
+    """The dataset's own description, as it was begun."""
     folder = settings.folder
     if exists(folder / FILE):
         found = PairInfo.read(folder)
         if not settings.resume:
             raise DatasetError(f"{folder} holds a dataset: go on with --resume, or give another --output")
+        if found.latent_space is None:
+            info = replace(info, latent_space=None)  # begun before it was recorded
         if found != info:
             wrong = differences(_flat(found), _flat(info))
             raise DatasetError(f"{folder} was collected with other settings:\n  " + "\n  ".join(wrong))
-        return
+        return info
     if not is_free(folder):
         raise DatasetError(f"{folder} exists and is no dataset of noise pairs: give another --output")
     try:
         info.write(folder)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be written ({error})") from error
+    return info
 
 
 def _flat(info: PairInfo) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from npnet_runtime import GoldenNoise
+from npnet_runtime import GoldenLora, GoldenNoise
+from npnet_runtime.integrations.diffusers.latent_space import check_latent_space
+from npnet_runtime.integrations.diffusers.lora_file import find_lora
 from npnet_runtime.integrations.diffusers.reading import reads_of
 from npnet_training.errors import SettingsError
 from npnet_training.evaluation.settings import EvaluateSettings
@@ -46,6 +49,7 @@ def make_arms(settings: EvaluateSettings, denoiser: Denoiser) -> list[Arm]:
     Raises:
         SettingsError: an arm that cannot be read.
         BundleError, BackendError: an engine that cannot be loaded.
+        PipelineError: an engine of another latent space.
         ScorerError: a scorer that cannot be loaded.
     """
     return [Arm(PLAIN), *(_make(text, settings, denoiser) for text in settings.arms)]
@@ -55,9 +59,17 @@ def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
     if text == "redenoised":
         return Arm(text, lambda noise, prompts: redenoise(denoiser, noise, prompts, settings.redenoise))
     if text.startswith("golden:"):
+        if find_lora(text.removeprefix("golden:")) is not None:
+            return _lora_arm(text, denoiser)
         golden = GoldenNoise(Path(text.removeprefix("golden:")), device=settings.device)
-        reads = reads_of(golden.bundle.manifest, denoiser.reads)
-        change: Change = lambda noise, prompts: golden(noise, denoiser.prompt(prompts, reads))  # noqa: E731
+        manifest = golden.bundle.manifest
+        check_latent_space(denoiser.pipe, manifest.latent_space)
+        reads = reads_of(manifest, denoiser.reads)
+
+        def change(noise: Tensor, prompts: Conditioning) -> Tensor:
+            own = manifest.text_encoder is not None
+            return golden(noise, golden.encode(prompts.texts) if own else denoiser.prompt(prompts, reads))
+
         return Arm(text, change, engine=golden.bundle.digest)
     if found := re.fullmatch(r"best-of-(\d+):(.+)", text):
         count = int(found[1])
@@ -66,3 +78,15 @@ def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
         chooser = load_scorer(found[2], device=settings.device, offline=settings.offline)
         return Arm(text, None, count, chooser)
     raise SettingsError(f"--arms: expected golden:ENGINE_DIR, redenoised or best-of-N:SCORER, given {text!r}")
+
+
+def _lora_arm(text: str, denoiser: Denoiser) -> Arm:
+    lora = GoldenLora(text.removeprefix("golden:"))
+    bound = lora.bind(denoiser.pipe, f"npnet_{lora.digest[:12]}")
+
+    def change(noise: Tensor, prompts: Conditioning) -> Tensor:
+        with torch.no_grad():
+            arguments = denoiser.call_arguments(prompts, 1.0, noise.shape)
+            return noise + bound.change(noise, arguments).to(noise)
+
+    return Arm(text, change, engine=lora.digest)

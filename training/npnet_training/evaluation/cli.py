@@ -8,6 +8,7 @@ from itertools import islice
 
 from npnet_training.command import run
 from npnet_training.evaluation.arms import PLAIN
+from npnet_training.evaluation.by_model import by_model, write_models
 from npnet_training.evaluation.evaluator import Evaluator, evaluate
 from npnet_training.evaluation.report import write_report
 from npnet_training.evaluation.settings import EvaluateSettings
@@ -27,9 +28,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(settings: EvaluateSettings) -> int:
-    if settings.dry_run:
-        estimate(settings)
-        return 0
+    for part in (parts := by_model(settings)):
+        if settings.dry_run:
+            estimate(part)
+        else:
+            _evaluate(part)
+    if len(parts) > 1 and not settings.dry_run:
+        print(f"{write_models(parts, settings.output)}, models.json")
+    return 0
+
+
+def _evaluate(settings: EvaluateSettings) -> None:
     began = time.perf_counter()
 
     def report(images: int) -> None:
@@ -43,7 +52,6 @@ def _work(settings: EvaluateSettings) -> int:
             change = "" if name == PLAIN else f", {found['low']:+.4g} to {found['high']:+.4g} against plain"
             print(f"{name}: {scorer} {found['mean']:.4g}{change}")
     print(f"{settings.output / 'report.md'}, report.html, results.json")
-    return 0
 
 
 def estimate(settings: EvaluateSettings) -> None:

@@ -54,7 +54,11 @@ class JudgedImagesSettings(Settings):
 
 
 class EvaluateSettings(JudgedImagesSettings):
-    """Compare arms - plain noise, golden noise, re-denoised noise, best of N seeds - on prompts and seeds."""
+    """Compare arms - plain noise, golden noise, re-denoised noise, best of N seeds - on prompts and seeds.
+
+    Several models, --model a,b,c, are evaluated one after the other, each in a folder of its own, and
+    compared in one table.
+    """
 
     arms: tuple[str, ...] = ()
     """What plain noise is compared with: golden:ENGINE_DIR, redenoised, best-of-N:SCORER."""

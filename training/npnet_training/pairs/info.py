@@ -26,6 +26,7 @@ class PairInfo:
         digest: hexadecimal, of the content; "" until the dataset is opened.
         texts: shapes of what the model encodes of a prompt, by field of `npnet_runtime.inputs.texts.Prompt`;
             the prompt embeddings alone if left out, as in datasets of old.
+        latent_space: of the model, as `LatentSpace.to_dict`; None in datasets of old.
     """
 
     model: str
@@ -35,6 +36,7 @@ class PairInfo:
     settings: dict[str, Any]
     digest: str = ""
     texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    latent_space: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -79,7 +81,7 @@ class PairInfo:
             raise DatasetError(f"{path}: damaged ({error})") from error
         known = {item.name for item in fields(cls)} - {"digest"}
         version = values.pop("format_version", None) if isinstance(values, dict) else None
-        if version != FORMAT_VERSION or set(values) | {"texts"} != known:
+        if version != FORMAT_VERSION or set(values) | {"texts", "latent_space"} != known:
             raise DatasetError(f"{path}: expected format version {FORMAT_VERSION}, given {version}")
         values["latent_shape"] = tuple(values["latent_shape"])
         values["text_shape"] = tuple(values["text_shape"])
@@ -91,6 +93,8 @@ class PairInfo:
         del values["digest"]
         if [*self.texts] == ["embeds"]:
             del values["texts"]  # as in datasets of old, whose identity stays the same
+        if self.latent_space is None:
+            del values["latent_space"]
         return values
 
     def _what(self) -> str:

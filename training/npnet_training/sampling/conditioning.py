@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,20 @@ class Conditioning:
         positive: of the prompts, `prompt_embeds` among them: embeddings, masks, pooled ones, those of further
             text encoders; B rows each, in the pipeline's dtype.
         negative: of the negative prompt, under `negative_...`, B rows each; None if it was not asked for.
+        texts: the B prompts, where they are known; empty otherwise.
     """
 
     positive: Mapping[str, Value]
     negative: Mapping[str, Value] | None = None
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positive["prompt_embeds"])
 
     def __getitem__(self, rows: slice | list[int]) -> Conditioning:
         """The given rows."""
-        return self._map(lambda value: _take(value, rows))
+        chosen = self.texts[rows] if isinstance(rows, slice) else tuple(self.texts[r] for r in rows)
+        return replace(self._map(lambda value: _take(value, rows)), texts=chosen if self.texts else ())
 
     @property
     def prompt_embeds(self) -> Tensor:
@@ -75,7 +78,7 @@ class Conditioning:
         def repeated(value: Value) -> Value:
             return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) else [*value] * rows
 
-        return self._map(repeated)
+        return replace(self._map(repeated), texts=self.texts * rows)
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +111,7 @@ class Conditioning:
             else:
                 mask = other.get(f"{name}_mask", other.get(name.replace("embeds", "attention_mask")))
                 found[name] = _against(value, free, weight, mask if isinstance(mask, Tensor) else None)
-        return Conditioning(found, self.negative)
+        return Conditioning(found, self.negative, self.texts)
 
     @staticmethod
     def cat(parts: Iterable[Conditioning]) -> Conditioning:
@@ -120,13 +123,16 @@ class Conditioning:
         parts = list(parts)
         negatives = [part.negative for part in parts if part.negative is not None]
         positive = joined([part.positive for part in parts])
-        return Conditioning(positive, joined(negatives) if len(negatives) == len(parts) else None)
+        negative = joined(negatives) if len(negatives) == len(parts) else None
+        texts = tuple(text for part in parts for text in part.texts) if all(p.texts for p in parts) else ()
+        return Conditioning(positive, negative, texts)
 
     def _map(self, function: Callable[[Value], Value]) -> Conditioning:
         negative = self.negative
         return Conditioning(
             {name: function(value) for name, value in self.positive.items()},
             None if negative is None else {name: function(value) for name, value in negative.items()},
+            self.texts,
         )
 
 

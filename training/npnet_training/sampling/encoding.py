@@ -10,15 +10,21 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.inputs.texts import Prompt
+from npnet_runtime.integrations.diffusers.guidance import guidance_of
 from npnet_runtime.integrations.diffusers.reading import NEGATIVE, prompt_from, roles_of
+from npnet_runtime.integrations.diffusers.steering import Drawn, SteeredPipeline
 from npnet_training.errors import ModelError
 from npnet_training.sampling.conditioning import Conditioning, Value
-from npnet_training.sampling.guidance import guidance_of
-from npnet_training.sampling.steering import Drawn, SteeredPipeline
 
 FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
 """Arguments of a call that ends early."""
 _LONGER = "a red cube"
+
+
+class _Steered(SteeredPipeline):
+    """A pipeline that is refused as a model."""
+
+    error = ModelError
 
 
 class PromptEncoder:
@@ -37,7 +43,7 @@ class PromptEncoder:
         self, pipe: Any, size: tuple[int, int] | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         self.pipe = pipe
-        self.steered = SteeredPipeline(pipe, options)
+        self.steered = _Steered(pipe, options)
         self.guidance = guidance_of(self.steered.copy(), self.steered.parameters)
         self._size = {} if size is None else {"height": size[0], "width": size[1]}
         self._shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
@@ -128,9 +134,9 @@ class PromptEncoder:
         )
         positive = self._taken(values, negative=False)
         if not unconditional or self.guidance.kind != "mixed":
-            return Conditioning(positive)
+            return Conditioning(positive, texts=tuple(prompts))
         shared = self._negative(negative)[0].expand(len(prompts))
-        return Conditioning(positive, shared.negative)
+        return Conditioning(positive, shared.negative, tuple(prompts))
 
     @torch.no_grad()
     def _negative(self, prompt: str) -> tuple[Conditioning, Drawn]:

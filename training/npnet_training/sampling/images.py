@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from npnet_runtime.integrations.diffusers.recording import last_steps
 from npnet_training.errors import SettingsError
 from npnet_training.sampling.conditioning import Conditioning
 from npnet_training.sampling.denoiser import Denoiser
-from npnet_training.sampling.recording import last_steps
 from npnet_training.settings import Settings
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from npnet_training.shapes.assets import write_manifest
 from npnet_training.shapes.data import Scenes, draw_scenes
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.judging import strict_rate
-from npnet_training.shapes.networks import make_scheduler, make_tokenizer, make_unet
+from npnet_training.shapes.networks import make_autoencoder, make_scheduler, make_tokenizer, make_unet
 from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, train_decoder
 from npnet_training.shapes.train_text_encoder import tokenize, train_text_encoder
 from npnet_training.shapes.train_unet import UNetTraining
@@ -149,7 +149,9 @@ def _autoencoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _R
 
     load: Any = AutoencoderKL.from_pretrained
     if not (work / "vae-first").exists():
-        vae = train_autoencoder(scenes, settings.autoencoder_steps, 32, 4e-3, settings.seed, report)
+        vae = train_autoencoder(
+            make_autoencoder, scenes.images, settings.autoencoder_steps, 32, 4e-3, settings.seed, report
+        )
         _save(vae, work / "vae-first")
     return load(work / "vae-first").float().to(scenes.images.device).eval()
 
@@ -161,7 +163,7 @@ def _decoder(
 
     load: Any = AutoencoderKL.from_pretrained
     if not (work / "vae").exists():
-        train_decoder(vae, scenes, latents, settings.decoder_steps, 32, 3e-3, settings.seed, report)
+        train_decoder(vae, scenes.images, latents, settings.decoder_steps, 32, 3e-3, settings.seed, report)
         _save(vae, work / "vae")
     vae.load_state_dict(load(work / "vae").float().state_dict())
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npnet_training.shapes.grammar import draw_facts
-from npnet_training.shapes.render import SIZE, render_with_shapes
+from npnet_training.shapes.render import render_with_shapes
 
 LAYOUT_SIDE = 8
 
@@ -21,7 +21,7 @@ class Scenes:
     """Scenes of the training split.
 
     Args:
-        images: (N, 3, 32, 32) float32 in [-1, 1].
+        images: (N, 3, H, W) float32 in [-1, 1].
         layouts: (N, 7, 8, 8) float32: what is where, in colour (3) and in kind of shape (4), of about unit
             variance. The background's brightness, which no prompt tells, is not in it.
         prompts: N of them.
@@ -50,6 +50,12 @@ def draw_scenes(count: int, seed: int) -> Scenes:
     facts = [draw_facts(generator, "train") for _ in range(count)]
     drawn = [render_with_shapes(one, generator) for one in facts]
     images = torch.from_numpy(np.stack([image for image, _ in drawn])) * 2 - 1
-    hues = F.avg_pool2d(images - images.mean(1, keepdim=True), SIZE // LAYOUT_SIDE)
-    kinds = torch.stack([F.avg_pool2d(torch.from_numpy(kind), SIZE // LAYOUT_SIDE) for _, kind in drawn])
-    return Scenes(images, torch.cat([4 * hues, 4 * kinds], dim=1), [str(one) for one in facts])
+    kinds = torch.from_numpy(np.stack([kind for _, kind in drawn]))
+    return Scenes(images, layouts_of(images, kinds), [str(one) for one in facts])
+
+
+def layouts_of(images: Tensor, kinds: Tensor) -> Tensor:
+    """What is where, (N, 7, 8, 8), of images (N, 3, S, S) and the kinds of shape in them, (N, 4, S, S)."""
+    side = images.shape[-1] // LAYOUT_SIDE
+    hues = F.avg_pool2d(images - images.mean(1, keepdim=True), side)
+    return torch.cat([4 * hues, 4 * F.avg_pool2d(kinds, side)], dim=1)

@@ -39,12 +39,13 @@ class Placed:
     radius: float
 
 
-def coverage(shape: str, x: float, y: float, radius: float, size: int = SIZE) -> Image:
-    """How much of each pixel a shape covers, (size, size) in [0, 1].
+def coverage(shape: str, x: float, y: float, radius: float, size: int | tuple[int, int] = SIZE) -> Image:
+    """How much of each pixel a shape covers, (height, width) in [0, 1]; one number is the side of a square.
 
     All shapes are centred on their centre of mass, and have about the area of a circle of that radius.
     """
-    rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) + 0.5
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
     dx, dy = columns - x, rows - y
     if shape == "circle":
         distance = np.hypot(dx, dy) - radius
@@ -121,7 +122,7 @@ def render(facts: Facts, generator: random.Random) -> Image:
 
 def render_with_shapes(facts: Facts, generator: random.Random) -> tuple[Image, Image]:
     """A random image, and how much of each pixel each kind of shape covers, (4, 32, 32) in [0, 1]."""
-    image = _background(generator)
+    image = background(generator)
     covered = np.zeros((len(SHAPES), SIZE, SIZE), dtype=np.float32)
     for item in place(facts, generator):
         colour = np.array(PALETTE[item.thing.colour], dtype=np.float32)
@@ -132,12 +133,12 @@ def render_with_shapes(facts: Facts, generator: random.Random) -> tuple[Image, I
     return image.astype(np.float32), covered
 
 
-def _background(generator: random.Random) -> Image:
-    """A nearly neutral grey, lighter towards a random side."""
+def background(generator: random.Random, size: tuple[int, int] = (SIZE, SIZE)) -> Image:
+    """A nearly neutral grey, lighter towards a random side, (3, height, width) in [0, 1]."""
     level, tint = generator.choice([(0.05, 0.35), (0.65, 0.95)]), 0.03
     base = generator.uniform(*level)
     slope = [generator.uniform(-0.08, 0.08) for _ in range(2)]
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE - 0.5
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32) / max(size) - 0.5
     grey = base + slope[0] * rows + slope[1] * columns
     tints = np.array([generator.uniform(-tint, tint) for _ in range(3)], dtype=np.float32)
     return np.clip(grey[None] + tints[:, None, None], 0, 1).astype(np.float32)

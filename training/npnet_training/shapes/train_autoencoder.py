@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npnet_training.shapes.data import Scenes, rows_of
-from npnet_training.shapes.networks import make_autoencoder
+from npnet_training.shapes.data import rows_of
 
 KL_WEIGHT = 1e-5
 # Of the deviation of the latents, at most: what the decoder learns to tolerate, as sampling is not exact.
@@ -24,11 +23,14 @@ class Report(Protocol):
         """One step is done."""
 
 
-def train_autoencoder(scenes: Scenes, steps: int, batch: int, rate: float, seed: int, report: Report) -> Any:
-    """An autoencoder of the scenes, its `scaling_factor` set so that latents have unit variance.
+def train_autoencoder(
+    make: Callable[[], Any], images: Tensor, steps: int, batch: int, rate: float, seed: int, report: Report
+) -> Any:
+    """An autoencoder of images, its `scaling_factor` set so that latents have unit variance.
 
     Args:
-        scenes: to train on.
+        make: an untrained one.
+        images: (N, 3, H, W) in [-1, 1].
         steps: of AdamW, with a one-cycle learning rate.
         batch: images a step.
         rate: highest learning rate.
@@ -36,29 +38,29 @@ def train_autoencoder(scenes: Scenes, steps: int, batch: int, rate: float, seed:
         report: of the progress.
     """
     torch.manual_seed(seed)
-    vae = make_autoencoder().to(scenes.images.device)
+    vae = make().to(images.device)
     optimizer = _Optimizer(vae.parameters(), rate, steps)
     for step in range(steps):
-        images = scenes.images[rows_of(step, len(scenes.prompts), batch, seed)]
-        posterior = vae.encode(images).latent_dist
+        part = images[rows_of(step, len(images), batch, seed)]
+        posterior = vae.encode(part).latent_dist
         decoded = vae.decode(posterior.sample()).sample
-        loss = _distance(decoded, images) + KL_WEIGHT * posterior.kl().mean()
+        loss = _distance(decoded, part) + KL_WEIGHT * posterior.kl().mean()
         optimizer.step(loss)
         report("autoencoder", step, loss.item())
     vae.eval()
-    vae.register_to_config(scaling_factor=round(1 / encode(vae, scenes.images[:2048]).std().item(), 4))
+    vae.register_to_config(scaling_factor=round(1 / encode(vae, images[:2048]).std().item(), 4))
     return vae
 
 
 def train_decoder(
-    vae: Any, scenes: Scenes, latents: Tensor, steps: int, batch: int, rate: float, seed: int, report: Report
+    vae: Any, images: Tensor, latents: Tensor, steps: int, batch: int, rate: float, seed: int, report: Report
 ) -> None:
     """Go on with the decoder alone, in place: the latents, and what a denoiser knows of them, stay.
 
     Args:
         vae: the autoencoder.
-        scenes: to train on.
-        latents: (N, 4, 16, 16) of the scenes, unscaled.
+        images: (N, 3, H, W) in [-1, 1].
+        latents: (N, C, h, w) of the images, unscaled.
         steps: of AdamW, with a one-cycle learning rate.
         batch: images a step.
         rate: highest learning rate.
@@ -66,13 +68,14 @@ def train_decoder(
         report: of the progress.
     """
     torch.manual_seed(seed)
-    optimizer = _Optimizer([*vae.post_quant_conv.parameters(), *vae.decoder.parameters()], rate, steps)
+    after = [] if vae.post_quant_conv is None else vae.post_quant_conv.parameters()
+    optimizer = _Optimizer([*after, *vae.decoder.parameters()], rate, steps)
     deviation = latents.std()
     for step in range(steps):
         rows = rows_of(step, len(latents), batch, seed + 1)
         clean = latents[rows]
         level = NOISE * deviation * torch.rand(len(rows), 1, 1, 1, device=clean.device)
-        loss = _distance(vae.decode(clean + level * torch.randn_like(clean)).sample, scenes.images[rows])
+        loss = _distance(vae.decode(clean + level * torch.randn_like(clean)).sample, images[rows])
         optimizer.step(loss)
         report("decoder", step, loss.item())
 
@@ -103,6 +106,6 @@ def _distance(decoded: Tensor, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: Any, images: Tensor, batch: int = 256) -> Tensor:
-    """Means of the posterior, unscaled: (N, 4, 16, 16)."""
+    """Means of the posterior, unscaled: (N, C, h, w)."""
     means: list[Tensor] = [vae.encode(part).latent_dist.mean for part in images.split(batch)]
     return torch.cat(means)

@@ -23,14 +23,14 @@ from npnet_training.shapes.train_autoencoder import Report
 class LayoutHead(nn.Module):
     """8x8 learned positions that attend to the prompt's tokens and predict what is there; thrown away."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, width: int = WIDTH) -> None:
         super().__init__()
-        self.positions = nn.Parameter(torch.randn(LAYOUT_SIDE**2, WIDTH) * 0.5)
+        self.positions = nn.Parameter(torch.randn(LAYOUT_SIDE**2, width) * 0.5)
         layer = nn.TransformerDecoderLayer(
-            WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, 2)
-        self.out = nn.Linear(WIDTH, channels)
+        self.out = nn.Linear(width, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, width) to (B, channels, 8, 8)."""

@@ -31,11 +31,15 @@ _EIGHT = np.ones((3, 3), dtype=np.int8)  # pixels that touch at a corner belong 
 
 @dataclass(frozen=True)
 class Seen:
-    """A coloured region found in an image, at its centre of mass in pixels; its shape may be `UNKNOWN`."""
+    """A coloured region found in an image, at its centre of mass in pixels; its shape may be `UNKNOWN`.
+
+    Its radius is that of `coverage` for the same area.
+    """
 
     thing: Thing
     x: float
     y: float
+    radius: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,12 +131,13 @@ def _recognise(colour: str, alpha: NDArray[np.float32]) -> Seen:
     x, y = float((alpha * columns).sum() / area), float((alpha * rows).sum() / area)
     scores = [_overlap(alpha, shape, x, y, area) for shape in SHAPES]
     best = int(np.argmax(scores))
-    return Seen(Thing(colour, SHAPES[best] if scores[best] >= _LEAST_OVERLAP else UNKNOWN), x, y)
+    radius = float(np.sqrt(area / _unit_area(SHAPES[best])))
+    return Seen(Thing(colour, SHAPES[best] if scores[best] >= _LEAST_OVERLAP else UNKNOWN), x, y, radius)
 
 
 def _overlap(alpha: NDArray[np.float32], shape: str, x: float, y: float, area: float) -> float:
     """Intersection over union with the shape of the same area in the same place."""
-    drawn = coverage(shape, x, y, float(np.sqrt(area / _unit_area(shape))), alpha.shape[0])
+    drawn = coverage(shape, x, y, float(np.sqrt(area / _unit_area(shape))), alpha.shape)
     return float(np.minimum(alpha, drawn).sum() / np.maximum(alpha, drawn).sum())
 
 

@@ -44,6 +44,11 @@ class TrainBatch:
         """The same batch in page-locked memory; `torch.utils.data.DataLoader` calls this by name."""
         return self._map(Tensor.pin_memory)
 
+    def with_prompts_of_others(self) -> TrainBatch:
+        """Every noise with the prompt of the one before it."""
+        prompts = [*self.prompts[-1:], *self.prompts[:-1]]
+        return replace(self, prompt=self.prompt.map(lambda tensor: tensor.roll(1, 0)), prompts=prompts)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> TrainBatch:
         return replace(
             self,

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(settings: TrainSettings) -> int:
+    from npnet_runtime.golden_statistics import STATISTICS
     from npnet_training.training.loop import BEST, LAST, train
 
     if settings.dry_run:
@@ -39,11 +40,14 @@ def _work(settings: TrainSettings) -> int:
         )
         return 1
     name = BEST if summary["best_validation_loss"] is not None else LAST
-    print(
-        f"{settings.output / name}: after {summary['steps']} steps the network explains "
-        f"{100 * last['explained']:.1f} % of the change (mse {last['mse']:.5g}, "
+    worth = (
+        f"the network explains {100 * last['explained']:.1f} % of the change (mse {last['mse']:.5g}, "
         f"identity {last['identity']:.5g})"
     )
+    if not summary["targets"]:
+        looks = ", ".join(f"{name.replace('_', ' ')} {last[name]:.2f}" for name in STATISTICS)
+        worth = f"golden noise: {looks}"
+    print(f"{settings.output / name}: after {summary['steps']} steps {worth}")
     return 0
 
 

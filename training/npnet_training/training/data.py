@@ -8,17 +8,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_training.errors import DatasetError
 from npnet_training.pairs import PairDataset
 from npnet_training.training.collapse import check_pairs
-from npnet_training.training.embeddings import EmbeddingCache, model_key
+from npnet_training.training.embeddings import EmbeddingCache
 from npnet_training.training.factors import FactorCache
 from npnet_training.training.networks import require_one_size
 from npnet_training.training.order import split_by_prompt
 from npnet_training.training.reading import BatchReader
 from npnet_training.training.settings import TrainSettings
-from npnet_training.training.source_model import source_denoiser
+from npnet_training.training.texts import Texts, texts_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class TrainingData:
         quarantined: pairs left out because they are not finite.
         reader: of training batches.
         plain_reader: of validation batches, without augmentation.
+        texts: what the network reads of a prompt.
     """
 
     pairs: PairDataset
@@ -40,6 +40,7 @@ class TrainingData:
     quarantined: int
     reader: BatchReader
     plain_reader: BatchReader
+    texts: Texts
 
 
 def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData:
@@ -49,6 +50,7 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
         SettingsError: pairs of several sizes, for a network of one.
         DatasetError: the pairs cannot be used, or their model has another revision or other embeddings now.
         ModelError: prompts must be encoded and the model cannot be loaded.
+        InputError, DownloadError: a text encoder of the network's own is not there.
         TrainError: a cache cannot be written, or the targets do not depend on their sources.
     """
     share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
@@ -62,9 +64,11 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     cached = settings.reads_factors and settings.cache_svd
     factors = FactorCache(settings.cache_dir, pairs, with_factors=cached)
     factors.fill(accelerator.device, **share)
-    embeddings = _embeddings(settings, pairs, accelerator, share)
+    texts = texts_of(settings, pairs.info, accelerator.device)
+    embeddings = _embeddings(settings, pairs, texts, accelerator, share)
     accelerator.wait_for_everyone()
-    embeddings.refresh()
+    if embeddings is not None:
+        embeddings.refresh()
     usable = factors.usable()
     if settings.loss in ("mse", "cosine") and not settings.allow_collapse:
         check_pairs(pairs, np.flatnonzero(usable))
@@ -83,25 +87,23 @@ def open_data(settings: TrainSettings, accelerator: Accelerator) -> TrainingData
     return TrainingData(
         pairs, train, validation, int((~usable).sum()),
         BatchReader(pairs, embeddings, kept, compute_svd=compute, flip_seed=flips),
-        BatchReader(pairs, embeddings, kept, compute_svd=compute),
+        BatchReader(pairs, embeddings, kept, compute_svd=compute), texts,
     )  # fmt: skip
 
 
 def _embeddings(
-    settings: TrainSettings, pairs: PairDataset, accelerator: Accelerator, share: dict[str, int]
-) -> EmbeddingCache:
-    info = pairs.info
-    texts = info.texts if settings.network.kind == AnySizeConfig.kind else {"embeds": info.text_shape}
-    key = model_key(info.model, info.revision, torch.float32, texts)
-    cache = EmbeddingCache(settings.cache_dir, key, texts, torch.float32)
+    settings: TrainSettings,
+    pairs: PairDataset,
+    texts: Texts,
+    accelerator: Accelerator,
+    share: dict[str, int],
+) -> EmbeddingCache | None:
+    if not texts.shapes:
+        return None
+    cache = EmbeddingCache(settings.cache_dir, texts.key, texts.shapes, torch.float32)
     missing = cache.missing(pairs.prompts)
     accelerator.wait_for_everyone()  # all have seen the same before any writes
     if missing:
-        denoiser = source_denoiser(info, accelerator.device, offline=settings.offline)
-        cache.fill(
-            missing,
-            lambda prompts: denoiser.prompt(denoiser.encode(prompts, unconditional=False)),
-            settings.encode_batch,
-            **share,
-        )
+        encode = texts.encode_by(pairs.info, accelerator.device, offline=settings.offline)
+        cache.fill(missing, encode, settings.encode_batch, **share)
     return cache

@@ -8,33 +8,38 @@ import time
 import numpy as np
 import torch
 
-from npnet_runtime.inputs.texts import random_inputs
+from npnet_runtime.inputs.texts import Prompt, random_inputs
 from npnet_training.pairs import PairDataset
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.factors import compute_factors, factor_bytes
+from npnet_training.training.generator_lora import GeneratorLora
 from npnet_training.training.measuring import golden_of
-from npnet_training.training.networks import make_network
+from npnet_training.training.networks import network_of
 from npnet_training.training.objectives import make_loss
 from npnet_training.training.settings import TrainSettings
+from npnet_training.training.texts import texts_of
 
 
 def estimate(settings: TrainSettings) -> str:
     """Pairs, steps, sizes, and a time measured on one batch; nothing is written."""
     pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
     info, size = pairs.info, min(settings.batch_size // settings.accumulation, len(pairs))
-    network = make_network(settings, info, pairs.shapes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device)
+    texts = texts_of(settings, info)
     loss = make_loss(settings, info, torch.device(device))
+    network = network_of(settings, pairs, texts, loss, torch.device(device))
+    network.to(device)
     rows = pairs.batch(np.flatnonzero(pairs.groups == pairs.groups[0])[:size].tolist())
     source, target = rows.source.to(device), rows.target.to(device)
-    _, prompt = random_inputs(network.config, range(len(source)), device)
+    prompt = Prompt(source.new_empty(len(source), 0, 0))
+    if not isinstance(network, GeneratorLora):
+        _, prompt = random_inputs(network.config, range(len(source)), device)
     factors = compute_factors(source) if settings.reads_factors else None
     batch = TrainBatch(source, target, prompt, factors, rows.prompts, rows.seeds)
     seconds = 0.0
     for _ in range(2):  # the first also warms up
         began = time.perf_counter()
-        value = loss(golden_of(network, source, prompt, factors), batch)
+        value = loss(golden_of(network, batch), batch)
         value.backward()
         float(value.detach())
         seconds = time.perf_counter() - began
@@ -43,7 +48,7 @@ def estimate(settings: TrainSettings) -> str:
     cache = (
         len(pairs) * factor_bytes(info.latent_shape) if settings.reads_factors and settings.cache_svd else 0
     )
-    cache += len(set(pairs.prompts)) * sum(math.prod(shape) for shape in info.texts.values()) * 4
+    cache += len(set(pairs.prompts)) * sum(math.prod(shape) for shape in texts.shapes.values()) * 4
     weights = sum(parameter.numel() for parameter in network.parameters())
     minutes = steps * settings.accumulation * seconds / 60
     return (

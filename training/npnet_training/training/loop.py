@@ -20,12 +20,13 @@ from npnet_training.training.averaging import WeightAverage
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.collapse import judge
 from npnet_training.training.data import TrainingData, open_data
+from npnet_training.training.generator_lora import GeneratorLora
 from npnet_training.training.losses import Loss
 from npnet_training.training.measuring import golden_of, measure
 from npnet_training.training.networks import (
     autocast_products,
     freeze,
-    make_network,
+    network_of,
     parameter_groups,
     require_own_precision,
     without_scalars,
@@ -47,6 +48,7 @@ from npnet_training.training.state import (
     whole_weights,
     write_state,
 )
+from npnet_training.training.texts import made_for
 
 BEST, LAST, RUN = "best.safetensors", "last.safetensors", "run.json"
 
@@ -80,7 +82,9 @@ class Trainer:
         require_folder(settings.output, resume=settings.resume)
         self.data: TrainingData = open_data(settings, self.accelerator)
         self.loss: Loss = make_loss(settings, self.data.pairs.info, self.accelerator.device)
-        network = make_network(settings, self.data.pairs.info, self.data.pairs.shapes)
+        pairs, texts = self.data.pairs, self.data.texts
+        network: Any = network_of(settings, pairs, texts, self.loss, self.accelerator.device)
+        self.made_for = made_for(pairs.info, texts)
         freeze(network, settings.freeze, from_nothing=settings.start_from is None)
         self.config: Any = network.config
         self.scalars = without_scalars(network)
@@ -179,7 +183,7 @@ class Trainer:
         return float(self.accelerator.reduce(total, "mean"))
 
     def _golden(self, batch: TrainBatch) -> Tensor:
-        return golden_of(self.network, batch.source, batch.prompt, batch.factors)
+        return golden_of(self.network, batch)
 
     def _measure(self, rows: np.ndarray, *, with_loss: bool = True) -> dict[str, float]:
         """`measure` of the averaged network."""
@@ -219,7 +223,12 @@ class Trainer:
             weights = whole_weights(self.accelerator.unwrap_model(self.network))
         if self.accelerator.is_main_process:
             weights |= {name: weights[name].reshape(()) for name in self.scalars}
-            checkpoint.write(self.settings.output / name, weights, self.config)
+            inner: Any = self.accelerator.unwrap_model(self.network)
+            path = self.settings.output / name
+            if isinstance(inner, GeneratorLora):
+                inner.write(path, weights)
+            else:
+                checkpoint.write(path, weights, self.config, self.made_for)
 
     def _save_state(self) -> None:
         network = self.accelerator.unwrap_model(self.network)
@@ -246,11 +255,19 @@ class Trainer:
         if self.log is not None:
             self.log.write(entry)
 
+    def _described(self) -> dict[str, Any]:
+        inner: Any = self.accelerator.unwrap_model(self.network)
+        device = self.accelerator.device
+        if isinstance(inner, GeneratorLora):
+            with self.average.applied():
+                return describe(inner, self.data, device)
+        return describe(checkpoint.read(self.settings.output / LAST).network().to(device), self.data, device)
+
     def _finish(self, seconds: float) -> dict[str, Any]:
         self._write_checkpoint(LAST)
         summary = summarize(self.settings, self.data, self.progress, self._last_measured(), seconds)
         if self.accelerator.is_main_process:
-            summary["report"] = describe(self.settings.output / LAST, self.data, self.accelerator.device)
+            summary["report"] = self._described()
             draw_curves(self.progress.history, self.settings.output / CURVES)
             with atomic_file(self.settings.output / RUN) as temporary:
                 temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -77,6 +77,9 @@ class RewardLossSettings(SamplerSettings):
     anchor_cells: int = Field(default=4, ge=1)
     """Rows and columns of that grid."""
 
+    of_models: Literal["averaged", "drawn"] = "averaged"
+    """Of several models: the mean of their rewards, or in every batch that of one, at the cost of one."""
+
     @model_validator(mode="after")
     def _weights_fit(self) -> RewardLossSettings:
         if self.weights and len(self.weights) != len(self.names):

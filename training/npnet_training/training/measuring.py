@@ -9,18 +9,23 @@ from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from npnet_kernels import SVD
 from npnet_runtime.golden_statistics import STATISTICS, golden_statistics
-from npnet_runtime.inputs.texts import Prompt, fields_read
+from npnet_runtime.inputs.texts import fields_read
 from npnet_training.training.batch import TrainBatch
+from npnet_training.training.generator_lora import GeneratorLora
 from npnet_training.training.losses import Loss, target_of
 
 
-def golden_of(network: nn.Module, source: Tensor, prompt: Prompt, factors: SVD | None = None) -> Tensor:
+def golden_of(network: nn.Module, batch: TrainBatch) -> Tensor:
     """A network's golden noise of a batch, (B, C, H, W), from what it reads of the prompts."""
-    names = fields_read(extract_model_from_parallel(network).config)
-    others = {name: tensor for name, tensor in prompt.others.items() if name in names}
-    golden: Tensor = network(source, prompt.embeds, factors, **others)
+    inner = extract_model_from_parallel(network)
+    golden: Tensor
+    if isinstance(inner, GeneratorLora):
+        golden = network(batch.source, tuple(batch.prompts))
+        return golden
+    names = fields_read(inner.config)
+    others = {name: tensor for name, tensor in batch.prompt.others.items() if name in names}
+    golden = network(batch.source, batch.prompt.embeds, batch.factors, **others)
     return golden
 
 
@@ -45,7 +50,7 @@ def measure(
     network.eval()
     sums = torch.zeros(5 + len(STATISTICS), dtype=torch.float64, device=accelerator.device)
     for batch in batches:
-        target, golden = target_of(batch), golden_of(network, batch.source, batch.prompt, batch.factors)
+        target, golden = target_of(batch), golden_of(network, batch)
         sums[0] += (target - batch.source).double().square().sum()
         sums[1] += (target - golden.float()).double().square().sum()
         sums[2] += target.numel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from npnet_runtime.networks.prompt_attention import PromptAttentionConfig, defau
 from npnet_runtime.networks.registry import Network, NetworkConfig, network_for
 from npnet_runtime.weights import checkpoint
 from npnet_training.errors import SettingsError, TrainError
+from npnet_training.training.generator_lora import GeneratorLora, lora_for
+from npnet_training.training.losses import Loss
 from npnet_training.training.settings import NetworkSettings, TrainSettings
-from npnet_training.training.source import SourceInfo
+from npnet_training.training.source import PairSource, SourceInfo
+from npnet_training.training.texts import Texts
 
 BRANCHES = {
     "spectral": ("spectral_head.",),
@@ -36,8 +39,20 @@ BRANCHES = {
 """Parameters of each branch of an `NPNet`, by the beginning of their names."""
 
 
+def network_of(
+    settings: TrainSettings, pairs: PairSource, texts: Texts, loss: Loss, device: torch.device
+) -> Network | GeneratorLora:
+    """The network of a run: see `make_network` and `lora_for`."""
+    if settings.trains_lora:
+        return lora_for(settings, pairs.info, loss, device)
+    return make_network(settings, pairs.info, pairs.shapes, texts.shapes)
+
+
 def make_network(
-    settings: TrainSettings, info: SourceInfo, shapes: Sequence[tuple[int, int, int]] = ()
+    settings: TrainSettings,
+    info: SourceInfo,
+    shapes: Sequence[tuple[int, int, int]] = (),
+    texts: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Network:
     """A trainable network for a dataset's shapes, on the CPU, in float32.
 
@@ -48,13 +63,14 @@ def make_network(
             `npnet_runtime.weights.checkpoint.read` reads to start from, whose own sizes win.
         info: of the dataset.
         shapes: of its noise, where there are several.
+        texts: shapes of what it reads of a prompt, see `Texts`; what the dataset's model encodes if left out.
 
     Raises:
         SettingsError: sizes that describe no network, or a network of one size for noise of several.
         TrainError: the checkpoint cannot be read, or is for other shapes.
     """
     try:
-        config = _config(settings.network, info, shapes or [info.latent_shape])
+        config = _config(settings.network, info, shapes or [info.latent_shape], texts or info.texts)
     except ConfigError as error:
         raise SettingsError(f"--network: {error}") from error
     start_from = settings.start_from
@@ -98,17 +114,21 @@ def _serves(given: NetworkConfig, wanted: NetworkConfig) -> bool:
 
 
 def _config(
-    settings: NetworkSettings, info: SourceInfo, shapes: Sequence[tuple[int, int, int]]
+    settings: NetworkSettings,
+    info: SourceInfo,
+    shapes: Sequence[tuple[int, int, int]],
+    texts: Mapping[str, tuple[int, ...]],
 ) -> NetworkConfig:
-    latent, text = info.latent_shape, info.text_shape
+    latent = info.latent_shape
+    text = texts["embeds"][0], texts["embeds"][1]
     if settings.kind == AnySizeConfig.kind:
         sides = [side for shape in shapes for side in shape[1:]]
         given = (
             {"least_side": max(1, min(sides) // 4), "most_side": 2 * max(sides)} if len(shapes) > 1 else {}
         )
         chosen = {name: value for name, value in settings.prompt_attention_2 if value is not None}
-        pooled = info.texts.get("pooled", (0,))[0]
-        seconds = info.texts.get("second_embeds", (0, 0))
+        pooled = texts.get("pooled", (0,))[0]
+        seconds = texts.get("second_embeds", (0, 0))
         options: dict[str, Any] = {**given, **chosen}
         return config_for_shapes(
             latent, text, pooled_dim=pooled, second_shape=(seconds[0], seconds[1]), **options
@@ -131,7 +151,7 @@ def require_one_size(kind: str, shapes: Sequence[tuple[int, int, int]]) -> None:
     Raises:
         SettingsError: that is so.
     """
-    if len(shapes) > 1 and kind != AnySizeConfig.kind:
+    if len(shapes) > 1 and kind not in (AnySizeConfig.kind, "generator-lora"):
         raise SettingsError(
             f"--network.kind {kind}: expected noise of one size, given pairs of {len(shapes)}: "
             f"{', '.join(map(str, shapes))}; give --network.kind {AnySizeConfig.kind}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from npnet_training.rewards import load_reward
+from npnet_training.training.front import generators_of
 from npnet_training.training.generator import FrozenGenerator
 from npnet_training.training.image_loss import ImageLoss
 from npnet_training.training.losses import Loss, cosine, mse
@@ -24,6 +25,7 @@ def make_loss(settings: TrainSettings, info: SourceInfo, device: torch.device) -
     Raises:
         ModelError: the model cannot be loaded.
         DatasetError: it is not the one that the pairs were collected with.
+        SettingsError: several models that do not go together.
         RewardError: a reward is unknown, or cannot be loaded.
     """
     if settings.loss == "image":
@@ -33,6 +35,6 @@ def make_loss(settings: TrainSettings, info: SourceInfo, device: torch.device) -
         rewards = {
             name: load_reward(name, device=device, offline=settings.offline) for name in settings.reward.names
         }
-        generator = FrozenGenerator.load(info, settings.reward, device, offline=settings.offline)
-        return RewardLoss(generator, rewards, settings.reward)
+        generators = generators_of(settings, info, device)
+        return RewardLoss(generators, rewards, settings.reward)
     return {"mse": mse, "cosine": cosine}[settings.loss]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from npnet_kernels import SVD
+from npnet_runtime.inputs.texts import Prompt
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.embeddings import EmbeddingCache
 from npnet_training.training.factors import FactorCache, compute_factors
@@ -23,7 +24,7 @@ class BatchReader(Dataset[TrainBatch]):
 
     Args:
         pairs: the dataset.
-        embeddings: of its prompts, filled.
+        embeddings: of its prompts, filled; None for a network that reads their texts.
         factors: of its sources, filled; None when the network needs none, or they are computed per batch.
         compute_svd: compute the factors of every batch.
         flip_seed: flip singular pairs at random with this seed; None for no flips.
@@ -32,7 +33,7 @@ class BatchReader(Dataset[TrainBatch]):
     def __init__(
         self,
         pairs: PairSource,
-        embeddings: EmbeddingCache,
+        embeddings: EmbeddingCache | None,
         factors: FactorCache | None,
         *,
         compute_svd: bool = False,
@@ -52,7 +53,9 @@ class BatchReader(Dataset[TrainBatch]):
             factors = compute_factors(pairs.source)
         if factors is not None and self.flip_seed is not None:
             factors = flip_signs(factors, self.flip_seed, key)
-        prompt = self.embeddings.get(pairs.prompts)
+        prompt = Prompt(pairs.source.new_empty(len(pairs.source), 0, 0))
+        if self.embeddings is not None:
+            prompt = self.embeddings.get(pairs.prompts)
         return TrainBatch(
             pairs.source, pairs.target, prompt, factors, tuple(pairs.prompts), tuple(map(int, pairs.seeds))
         )

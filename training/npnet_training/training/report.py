@@ -15,9 +15,9 @@ from npnet_runtime.files import atomic_file
 from npnet_runtime.golden_statistics import collapse_of
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.registry import Network
-from npnet_runtime.weights import checkpoint
 from npnet_training.noise_statistics import noise_statistics
 from npnet_training.training.data import TrainingData
+from npnet_training.training.generator_lora import GeneratorLora
 from npnet_training.training.losses import target_of
 from npnet_training.training.measuring import golden_of
 from npnet_training.training.order import BatchRows, in_batches
@@ -58,6 +58,7 @@ def summarize(
             "validation": len(data.validation),
             "quarantined": data.quarantined,
         },
+        "targets": info.has_targets,
         "steps": progress.step,
         "seconds": round(seconds, 1),
         "best_validation_loss": progress.best if math.isfinite(progress.best) else None,
@@ -67,11 +68,11 @@ def summarize(
     }
 
 
-def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, Any]:
+def describe(network: Network | GeneratorLora, data: TrainingData, device: torch.device) -> dict[str, Any]:
     """What a trained network does on validation pairs (on training pairs where there are none).
 
     Args:
-        path: of the checkpoint.
+        network: on the device.
         data: whose pairs to look at, at most 256.
         device: where.
 
@@ -82,26 +83,20 @@ def describe(path: Path, data: TrainingData, device: torch.device) -> dict[str, 
     """
     rows = data.validation if len(data.validation) else data.train
     rows = rows[:MOST]
-    network = checkpoint.read(path).network().to(device)
-    names = ABLATIONS if isinstance(network, NPNet) else {}
-    variants: dict[str, Network] = {"whole": network} | {
-        name: ablated(copy.deepcopy(network), name) for name in names
-    }
+    variants: dict[str, Network | GeneratorLora] = {"whole": network}
+    if isinstance(network, NPNet):
+        variants |= {name: ablated(copy.deepcopy(network), name) for name in ABLATIONS}
     errors = dict.fromkeys([*variants, "prompts of others", "identity"], 0.0)
     noises: list[dict[str, list[float]]] = []
     wanted: list[dict[str, list[float]]] = []
     keys = [BatchRows(0, part.tolist()) for part in in_batches(rows, data.pairs.groups, BATCH)]
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in data.plain_reader.batches(keys, device, 0):
             target = target_of(batch)
-            found = {
-                name: golden_of(variant, batch.source, batch.prompt, batch.factors)
-                for name, variant in variants.items()
-            }
+            found = {name: golden_of(variant, batch) for name, variant in variants.items()}
             noises.append(_statistics(found["whole"], batch.source))
             wanted.append(_statistics(target, batch.source))
-            others = batch.prompt.map(lambda tensor: tensor.roll(1, 0))
-            found["prompts of others"] = golden_of(network, batch.source, others, batch.factors)
+            found["prompts of others"] = golden_of(network, batch.with_prompts_of_others())
             found["identity"] = batch.source
             for name, golden in found.items():
                 errors[name] += float((golden - target).double().square().sum())

@@ -13,7 +13,7 @@ A pair's target is not used, only its source and prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor
 from npnet_training.errors import RewardError, SettingsError
 from npnet_training.rewards import Reward
 from npnet_training.training.batch import TrainBatch
+from npnet_training.training.front import drawn
 from npnet_training.training.generator import FrozenGenerator
 from npnet_training.training.loss_settings import RewardLossSettings
 
@@ -32,7 +33,7 @@ class RewardLoss:
     """Penalty of the noise less the weighted rewards of its image, averaged over the batch.
 
     Args:
-        generator: of the dataset's model.
+        generators: one for each model that makes images, of one latent space.
         rewards: by name.
         settings: see there.
 
@@ -41,11 +42,14 @@ class RewardLoss:
     """
 
     def __init__(
-        self, generator: FrozenGenerator, rewards: Mapping[str, Reward], settings: RewardLossSettings
+        self,
+        generators: Sequence[FrozenGenerator],
+        rewards: Mapping[str, Reward],
+        settings: RewardLossSettings,
     ) -> None:
         if not rewards:
             raise SettingsError("--loss reward: expected at least one reward; add --reward.names NAME")
-        self.generator = generator
+        self.generators, self.of_models = generators, settings.of_models
         self.rewards = rewards
         self.weights = settings.weights or (1.0,) * len(rewards)
         self.penalty = {"l2": change_penalty, "norm": norm_penalty}[settings.penalty]
@@ -59,11 +63,19 @@ class RewardLoss:
         Raises:
             RewardError: a reward gives other than a number for each image, or no gradient.
         """
-        images = self.generator.render(golden, batch.prompts, seeds=batch.seeds)
+        chosen = [drawn(self.generators, batch.seeds)] if self.of_models == "drawn" else self.generators
         loss = self.penalty_weight * self.penalty(golden.float(), batch.source).mean()
+        for generator in chosen:
+            loss = loss + self._of_images(generator, golden, batch) / len(chosen)
+        return loss
+
+    def _of_images(self, generator: FrozenGenerator, golden: Tensor, batch: TrainBatch) -> Tensor:
+        """Anchor less rewards, of one model's images."""
+        images = generator.render(golden, batch.prompts, seeds=batch.seeds)
+        loss = torch.zeros((), device=golden.device)
         if self.anchor_weight:
             with torch.no_grad():
-                plain = self.generator.render(batch.source, batch.prompts, seeds=batch.seeds)
+                plain = generator.render(batch.source, batch.prompts, seeds=batch.seeds)
             loss = loss + self.anchor_weight * anchor_penalty(images, plain, self.anchor_cells).mean()
         for weight, (name, reward) in zip(self.weights, self.rewards.items(), strict=True):
             values = reward.reward(images, batch.prompts)

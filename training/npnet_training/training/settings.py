@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from npnet_training.settings import Settings
 from npnet_training.training.loss_settings import ImageLossSettings, RewardLossSettings
 
+OWN = "own:"
+"""Before the name of a text encoder of the network's own."""
+
 
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/npnet`, or `~/.cache/npnet`."""
@@ -64,18 +67,30 @@ class AnySizeSettings(PromptAttentionSettings):
     """Most tokens of a prompt; by default the dataset's, and at least 512."""
 
 
+class GeneratorLoraSettings(Settings):
+    """Sizes of the LoRA on the model's own denoiser."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of its weights; HyperNoise has 128."""
+    targets: Literal["all", "attention"] = "all"
+    """Which layers get some: all linear and convolutional ones, or those of attention and the last."""
+
+
 class NetworkSettings(Settings):
     """The network to train; its noise and text shapes are the dataset's."""
 
-    kind: Literal["npnet", "prompt-attention", "prompt-attention-2"] = "npnet"
+    kind: Literal["npnet", "prompt-attention", "prompt-attention-2", "generator-lora"] = "npnet"
     """The paper's network; or a small UNet that attends to the prompt's tokens and needs no SVD; or that for
-    noise of any size and prompts of any length."""
+    noise of any size and prompts of any length; or a LoRA on the model's own denoiser, which costs one more
+    of its evaluations for each image."""
     npnet: NPNetSettings = NPNetSettings()
     """Sizes, for kind npnet."""
     prompt_attention: PromptAttentionSettings = PromptAttentionSettings()
     """Sizes, for kind prompt-attention."""
     prompt_attention_2: AnySizeSettings = AnySizeSettings()
     """Sizes, for kind prompt-attention-2."""
+    generator_lora: GeneratorLoraSettings = GeneratorLoraSettings()
+    """Sizes, for kind generator-lora."""
 
 
 class OptimizerSettings(Settings):
@@ -122,6 +137,12 @@ class TrainSettings(Settings):
     """Folders or URLs of noise pairs, as npnet-collect writes them."""
     output: Path
     """Folder of the run: checkpoints, training state, curves, report."""
+    model: tuple[str, ...] = ()
+    """Models that golden noise is rewarded in front of, not the dataset's own alone; of one latent space."""
+    text: str = "model"
+    """What the network reads of a prompt: model, what the dataset's model encodes; or own:NAME, by a text
+    encoder of its own, so that it serves every model of the latent space: clip-l, t5-xxl, a repository of the
+    hub, or a folder."""
     resume: bool = False
     """Go on from the last training state in the folder, if there is one."""
     start_from: str | None = None
@@ -184,6 +205,11 @@ class TrainSettings(Settings):
         return self.network.kind == "npnet"
 
     @property
+    def trains_lora(self) -> bool:
+        """Whether the network is a LoRA on the model's own denoiser."""
+        return self.network.kind == "generator-lora"
+
+    @property
     def uses_target(self) -> bool:
         """Whether the loss compares with what the pairs' targets give, so that only kept pairs will do."""
         return self.loss != "reward" and not (self.loss == "image" and self.image.reference == "source")
@@ -198,6 +224,17 @@ class TrainSettings(Settings):
             raise ValueError(f"sign_augmentation: a network of kind {self.network.kind} reads no SVD")
         if self.loss == "reward" and not self.reward.names:
             raise ValueError("loss reward needs reward.names, such as pickscore")
+        if self.model and self.loss != "reward":
+            raise ValueError(f"model: only loss reward is had from several models, given loss {self.loss}")
+        if len(set(self.model)) < len(self.model):
+            raise ValueError(f"model: the same one twice in {', '.join(self.model)}")
+        if self.text != "model" and not self.text.removeprefix(OWN) != self.text:
+            raise ValueError(f"text: expected model or {OWN}NAME, given {self.text!r}")
+        if self.trains_lora and (self.precision != "fp32" or self.compile or self.text != "model"):
+            raise ValueError(
+                "network.kind generator-lora: precision, compile and text are the model's own; give "
+                "--reward.dtype bfloat16 for a model in half precision"
+            )
         if self.validation.patience is not None and not self.validation.share:
             raise ValueError("validation.patience needs a validation.share above 0")
         return self

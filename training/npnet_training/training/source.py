@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -35,6 +35,11 @@ class SourceInfo(Protocol):
     @property
     def revision(self) -> str | None:
         """Its commit or digest, as `ModelInfo.revision`."""
+        ...
+
+    @property
+    def latent_space(self) -> dict[str, Any] | None:
+        """The model's, as `LatentSpace.to_dict`; None if unknown."""
         ...
 
     @property

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from npnet_runtime.errors import NPNetError
+from npnet_runtime.errors import NPNetError, PipelineError
 from npnet_runtime.integrations.diffusers.checks import judge, planar
 from npnet_runtime.integrations.diffusers.reading import Reading, reading_of
+from npnet_runtime.integrations.diffusers.recording import Ended, at_timestep, ending_at_timesteps
 from npnet_runtime.integrations.diffusers.redrawing import (
     Once,
     Packing,
@@ -29,8 +30,6 @@ from npnet_runtime.integrations.diffusers.redrawing import (
     prepared_latents,
     redrawn,
 )
-from npnet_training.errors import ModelError
-from npnet_training.sampling.recording import Ended, at_timestep, ending_at_timesteps
 
 # Not every exception: autograd ends a recomputation of a checkpoint by one of its own.
 _REFUSALS = (
@@ -61,6 +60,7 @@ class _Steering:
     device: torch.device
     noise: Tensor | None  # None ends the call where it would be drawn
     packings: dict[tuple[int, ...], Packing]
+    error: type[NPNetError]
     encoded: dict[str, Any] = field(default_factory=dict)
     drawn: Drawn | None = None
     packing: Packing | None = None
@@ -82,7 +82,7 @@ class _Steering:
             if self.noise is None:
                 raise Ended
             if tuple(self.noise.shape) != self.drawn.shape:
-                raise ModelError(
+                raise self.error(
                     f"{type(own).__name__}: expected noise of shape {self.drawn.shape}, as it draws for "
                     f"images of {pixels[0]}x{pixels[1]} pixels, given {tuple(self.noise.shape)}"
                 )
@@ -108,18 +108,21 @@ class SteeredPipeline:
         options: of every call, where the pipeline's own defaults are not wanted.
 
     Raises:
-        ModelError: it is none, or draws in a way that golden noise cannot be attached to.
+        PipelineError: it is none, or draws in a way that golden noise cannot be attached to.
     """
+
+    error: type[NPNetError] = PipelineError
+    """What is raised in its place by packages that have an error of their own for models."""
 
     def __init__(self, pipe: Any, options: Mapping[str, Any] | None = None) -> None:
         self.kind: Any = type(pipe)
         if not (hasattr(self.kind, "encode_prompt") and hasattr(self.kind, "prepare_latents")):
-            raise ModelError(
+            raise self.error(
                 f"model: expected a text-to-image pipeline of diffusers, given {self.kind.__name__}"
             )
         verdict = judge(self.kind)
         if not verdict.supported:
-            raise ModelError(
+            raise self.error(
                 f"model: expected a pipeline that starts from noise alone, given {self.kind.__name__}, which "
                 f"{verdict.reason}"
             )
@@ -148,24 +151,24 @@ class SteeredPipeline:
         """What the pipeline encodes in a call, by the names it has for it, and what it would draw then.
 
         Raises:
-            ModelError: the pipeline refused the call, or drew nothing.
+            PipelineError: the pipeline refused the call, or drew nothing.
         """
         state = self._run(arguments, None, self.pipe.scheduler)
         if state.drawn is None:
-            raise ModelError(f"{self.kind.__name__}: its call drew no noise")
+            raise self.error(f"{self.kind.__name__}: its call drew no noise")
         return state.encoded, state.drawn
 
     def timesteps(self, noise: Tensor, **arguments: Any) -> Tensor:
         """(steps,) timesteps that the pipeline sets for a call that begins from such noise.
 
         Raises:
-            ModelError: the pipeline refused the call, or set none.
+            PipelineError: the pipeline refused the call, or set none.
         """
         scheduler = ending_at_timesteps(self.pipe.scheduler)
         self._run(arguments, noise, scheduler)
         found: Tensor | None = scheduler.timesteps
         if found is None:
-            raise ModelError(f"{self.kind.__name__}: its call set no timesteps")
+            raise self.error(f"{self.kind.__name__}: its call set no timesteps")
         return found
 
     def output(self, latents: Tensor, timestep: Tensor, **arguments: Any) -> Tensor:
@@ -180,25 +183,25 @@ class SteeredPipeline:
             (B, C, H, W), in the layout in which noise is drawn.
 
         Raises:
-            ModelError: the pipeline refused the call, or handed over nothing.
+            PipelineError: the pipeline refused the call, or handed over nothing.
         """
         scheduler = at_timestep(self.pipe.scheduler, timestep)
         state = self._run(arguments, latents, scheduler)
         if scheduler.output is None or state.packing is None:
-            raise ModelError(f"{self.kind.__name__}: its call handed nothing to its scheduler")
+            raise self.error(f"{self.kind.__name__}: its call handed nothing to its scheduler")
         return state.packing.unpack(scheduler.output).reshape(latents.shape)
 
     def images(self, noise: Tensor, scheduler: Any, **arguments: Any) -> Any:
         """Images of the whole call, from noise (B, C, H, W), as the pipeline returns them.
 
         Raises:
-            ModelError: the pipeline refused the call.
+            PipelineError: the pipeline refused the call.
         """
         return self._run(arguments, noise, scheduler).returned.images
 
     def _run(self, arguments: Mapping[str, Any], noise: Tensor | None, scheduler: Any) -> _Steering:
         own = self.copy()
-        state = _Steering(self.reading, self.device, noise, self._packings)
+        state = _Steering(self.reading, self.device, noise, self._packings, self.error)
         own.__dict__[_STEERING], own.__dict__["scheduler"] = state, scheduler
         # below `torch.no_grad`: whether there are gradients is the caller's to say
         call: Any = plain_function(self.kind.__call__)
@@ -209,7 +212,7 @@ class SteeredPipeline:
         except (NPNetError, torch.OutOfMemoryError):
             raise
         except _REFUSALS as error:
-            raise ModelError(
+            raise self.error(
                 f"{self.kind.__name__} refused a call with {', '.join(sorted(arguments))}: "
                 f"{type(error).__name__}: {str(error)[:300]}"
             ) from error

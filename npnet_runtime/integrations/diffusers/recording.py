@@ -71,7 +71,9 @@ def _recording_class(kind: Any) -> Any:
     @functools.wraps(kind.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         kind.set_timesteps(self, *args, **kwargs)
-        self.timesteps = self.only.to(self.timesteps.device)
+        only, ends = self.only.to(self.timesteps.device), self.timesteps[-1:]
+        # SCM's last is the clean end, which a pipeline does not step from: one alone would be no step at all.
+        self.timesteps = torch.cat([only, ends]) if len(self.timesteps) > 1 and ends == 0 else only
 
     def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return sample
