@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -460,3 +461,57 @@ def test_two_ray_workers_one_killed(
         pytest.warns(UserWarning, match=r"1 GPU wanted, 0 there; waiting 0\.1 s for the cluster to grow"),
     ):
         collect(with_(settings, ray="auto", gpus=1, device="cuda", resume=True))
+
+
+@pytest.mark.slow
+def test_a_machine_is_lost_in_the_middle_of_a_batch(
+    settings: CollectSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines with two workers each, of which one machine is taken away: the same bytes come out."""
+    import ray as ray_module
+    from ray.cluster_utils import Cluster
+
+    from npnet_training.collecting import cluster
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        collect(settings)
+    finally:
+        torch.set_num_threads(threads)
+    whole = shards(settings)
+    shutil.rmtree(settings.output)
+    busy, lost = tmp_path / "busy", tmp_path / "lost"
+    busy.mkdir()
+
+    class Slow(cluster.Worker):
+        def collect(self, item: Any) -> int:
+            node = ray_module.get_runtime_context().get_node_id()
+            (busy / f"{node}-{item.number}").touch()
+            while not lost.exists():
+                time.sleep(0.05)
+            return super().collect(item)
+
+    monkeypatch.setattr(cluster, "Worker", Slow)
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    doomed = machines.add_node(num_cpus=2)
+    machines.wait_for_nodes()
+
+    def take_away() -> None:
+        while not any(path.name.startswith(doomed.node_id) for path in busy.iterdir()):
+            time.sleep(0.05)
+        machines.remove_node(doomed, allow_graceful=False)
+        lost.touch()
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    try:
+        progress = collect(with_(settings, ray=machines.address, workers=4))
+        thread.join(timeout=60)
+        assert lost.exists()
+        assert progress.pairs == 10
+        assert shards(settings) == whole
+    finally:
+        lost.touch()
+        ray_module.shutdown()
+        machines.shutdown()

@@ -116,3 +116,41 @@ def test_a_batch_is_of_one_group() -> None:
     assert sorted(given) == rows.tolist()
     with pytest.raises(TrainError, match="at most the 5 pairs there are to train on, of one size, given 6"):
         BatchOrder(rows, 6, 7, groups=groups)
+
+
+def test_a_window_reads_few_files_at_a_time_and_loses_nothing() -> None:
+    shards = np.repeat(np.arange(20), 16)
+    groups = shards % 2
+    order = BatchOrder(np.arange(320), 8, 3, groups=groups, shards=shards, window=4)
+    whole = BatchOrder(np.arange(320), 8, 3, groups=groups)
+    assert order.steps_per_epoch == whole.steps_per_epoch == 40
+    batches = [part.rows for part in order.parts(0, 40)]
+    rows = [row for batch in batches for row in batch]
+    assert sorted(rows) == [*range(320)]
+    for batch in batches:
+        assert len({int(groups[row]) for row in batch}) == 1
+    for start in range(0, 40, 8):  # a window's 64 rows are 8 batches, but for what waits for a whole one
+        files = {int(shards[row]) for batch in batches[start : start + 8] for row in batch}
+        assert len(files) <= 6
+    other = [row for part in order.parts(40, 80) for row in part.rows]
+    assert other != rows
+    assert sorted(other) == sorted(rows)
+    # the same batches on any number of processes
+    halves = [
+        [*BatchOrder(np.arange(320), 8, 3, 2, process, groups=groups, shards=shards, window=4).parts(0, 40)]
+        for process in range(2)
+    ]
+    for batch, one, two in zip(batches, *halves, strict=True):
+        assert sorted(batch) == sorted([*one.rows, *two.rows])
+
+
+def test_without_a_window_the_order_is_that_of_old() -> None:
+    """Runs that were begun before there were windows go on with the same batches."""
+    groups = np.arange(40) % 2
+    order = BatchOrder(np.arange(40), 4, 7, groups=groups, shards=np.arange(40))
+    random = np.random.default_rng([7, 0])
+    rows = random.permutation(40)
+    parts = [rows[groups[rows] == group] for group in (0, 1)]
+    batches = [part[start : start + 4] for part in parts for start in range(0, 20, 4)]
+    expected = [batches[place].tolist() for place in random.permutation(len(batches))]
+    assert [part.rows for part in order.parts(0, 10)] == expected

@@ -46,7 +46,22 @@ def _share(progress: Progress) -> str:
     return f"{100 * progress.kept / max(1, progress.pairs):.1f} %"
 
 
+def _plan(settings: CollectSettings, name: str) -> None:
+    from npnet_training.planning.estimates import describe_collection, plan_collection
+    from npnet_training.planning.gpus import get_gpu
+    from npnet_training.planning.parts import parts_of
+
+    gpu, parts = get_gpu(name), parts_of(settings.model, settings.size_of(0), offline=settings.offline)
+    pairs = sum(len(item.prompts) for item in items(settings))
+    redenoise = settings.redenoise if settings.targets else None
+    sample = settings.sample if settings.scorers else None
+    print(describe_collection(plan_collection(parts, pairs, gpu, redenoise, sample), parts, gpu))
+
+
 def _estimate(settings: CollectSettings) -> None:
+    if settings.gpu is not None:
+        _plan(settings, settings.gpu)
+        return
     collector = Collector(settings)
     count, first = 0, None
     for item in items(settings):

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from npnet_training.collecting.collector import Collector
+from npnet_training.collecting.dispatch import Vanished, dispatch
 from npnet_training.collecting.items import Item
 from npnet_training.collecting.settings import CollectSettings
-from npnet_training.errors import SettingsError, TrainingError
+from npnet_training.errors import SettingsError, TrainError, TrainingError
 from npnet_training.models import absolute_name
 from npnet_training.pairs.info import PairInfo
 
-IN_FLIGHT = 2  # items an actor has been given: one it works on, one that waits
-RETRIES = 3  # of an item whose worker died
 AUTOSCALING_SECONDS = 600.0  # that a cluster is given to start the machines that the actors ask for
 
 
 class RayPool:
     """Actors that collect; a context manager that ends them.
 
-    A worker that dies is started again by Ray, and its items are made again: a shard is written whole, and
-    has the same bytes whichever worker makes it on the same hardware. Ray gives a worker one thread; where
-    the model runs on the CPU, sums of several threads differ in the last bits.
+    A worker that dies, alone or with its machine, is started again by Ray where there is room, and its items
+    are made by others meanwhile (see `dispatch`): a shard is written whole, and has the same bytes whichever
+    worker makes it on the same hardware. A machine has as many workers as its cores and GPUs allow; `gpus`
+    below 1 puts several on one GPU. Ray gives a worker one thread; where the model runs on the CPU, sums of
+    several threads differ in the last bits.
 
     Raises:
         SettingsError: Ray is missing, not there, or has less than the workers ask for: at once with
@@ -54,26 +55,41 @@ class RayPool:
 
     def info(self) -> PairInfo:
         """What the dataset says of itself, asked of a worker: this machine may have no GPU."""
-        info: PairInfo = _result(self._ray, self._actors[0].info.remote())
+        try:
+            info: PairInfo = self.result(self._actors[0].info.remote())
+        except Vanished as error:
+            raise TrainError(
+                f"the first worker cannot be started ({error}); see whether the model fits there"
+            ) from error
         return info
 
     def collect_all(self, todo: Iterator[Item]) -> Iterator[tuple[Item, int]]:
         """Collect items; each with its number of kept pairs, as they are done."""
-        running: dict[Any, tuple[Item, Any]] = {}
+        return dispatch(self, self._actors, todo, AUTOSCALING_SECONDS)
 
-        def give(actor: Any) -> None:
-            item = next(todo, None)
-            if item is not None:
-                running[actor.collect.remote(item)] = item, actor
+    def send(self, worker: Any, item: Item) -> Any:
+        """See `Cluster.send`."""
+        return worker.collect.remote(item)
 
-        for _ in range(IN_FLIGHT):
-            for actor in self._actors:
-                give(actor)
-        while running:
-            (ready, *_), _ = self._ray.wait(list(running), num_returns=1)
-            item, actor = running.pop(ready)
-            yield item, _result(self._ray, ready)
-            give(actor)
+    def ping(self, worker: Any) -> Any:
+        """See `Cluster.ping`."""
+        return worker.there.remote()
+
+    def wait(self, references: Sequence[Any], timeout: float | None) -> Any | None:
+        """See `Cluster.wait`."""
+        ready, _ = self._ray.wait(list(references), num_returns=1, timeout=timeout)
+        return ready[0] if ready else None
+
+    def result(self, reference: Any) -> Any:
+        """See `Cluster.result`."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, TrainingError):
+                raise error.cause from error
+            raise
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.NodeDiedError) as error:
+            raise Vanished(error) from error
 
 
 class Worker:
@@ -85,6 +101,10 @@ class Worker:
     def info(self) -> PairInfo:
         """See `Collector.info`."""
         return self.collector.info()
+
+    def there(self) -> bool:
+        """Whether it is."""
+        return True
 
     def collect(self, item: Item) -> int:
         """See `Collector.collect`."""
@@ -132,21 +152,5 @@ def _require_room(ray: Any, settings: CollectSettings) -> None:
 
 
 def _actor(ray: Any, settings: CollectSettings, model: str) -> Any:
-    remote = ray.remote(num_gpus=settings.gpus, num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(
-        Worker
-    )
+    remote = ray.remote(num_gpus=settings.gpus, num_cpus=1, max_restarts=-1, max_task_retries=0)(Worker)
     return remote.remote(settings, model)
-
-
-def _result(ray: Any, reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, TrainingError):
-            raise error.cause from error
-        raise
-    except ray.exceptions.RayActorError as error:
-        raise TrainingError(
-            f"a worker died more than {RETRIES} times ({error}); go on with --resume, perhaps with a smaller "
-            "--batch"
-        ) from error

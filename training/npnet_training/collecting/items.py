@@ -11,7 +11,7 @@ from npnet_training.errors import DatasetError
 from npnet_training.pairs.info import PairInfo
 from npnet_training.pairs.shard import read_rows, shard_path
 from npnet_training.prompts import read_prompts
-from npnet_training.storage import exists
+from npnet_training.storage import listed
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ def items(settings: CollectSettings) -> Iterator[Item]:
         yield Item(number, number * settings.batch, texts, seeds)
 
 
-def done(settings: CollectSettings, item: Item, info: PairInfo) -> int | None:
+def shards_there(settings: CollectSettings) -> frozenset[str]:
+    """Names of the shards that a dataset has, asked once: a store of objects takes its time to answer."""
+    return frozenset(place.name for place in listed(settings.folder / "data", ".parquet"))
+
+
+def done(settings: CollectSettings, item: Item, info: PairInfo, there: frozenset[str]) -> int | None:
     """How many of the item's pairs are kept, if its shard holds them all; else None.
 
     The last shard of a dataset holds fewer if `max_prompts` was lower when it was made, and more if higher.
@@ -56,7 +61,7 @@ def done(settings: CollectSettings, item: Item, info: PairInfo) -> int | None:
         DatasetError: the shard is damaged, of another dataset, or of other prompts.
     """
     path = shard_path(settings.folder, item.number)
-    if not exists(path):
+    if path.name not in there:
         return None
     table = read_rows(path, info, whole=settings.check)
     found = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))

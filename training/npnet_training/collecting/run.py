@@ -10,7 +10,7 @@ from typing import Any
 
 from npnet_training.collecting.cluster import RayPool
 from npnet_training.collecting.collector import Collector
-from npnet_training.collecting.items import Item, done, items
+from npnet_training.collecting.items import Item, done, items, shards_there
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.errors import DatasetError
 from npnet_training.pairs.info import FILE, PairInfo
@@ -45,11 +45,12 @@ def collect(
     began = time.perf_counter()
     next(items(settings))  # prompts that cannot be read end it before a model is loaded or a folder made
     pairs = kept = new = 0
+    there: frozenset[str] = frozenset()
 
     def todo(info: PairInfo) -> Iterator[Item]:
         nonlocal pairs, kept
         for item in items(settings):
-            count = done(settings, item, info)
+            count = done(settings, item, info, there)
             if count is None:
                 yield item
             else:
@@ -62,6 +63,7 @@ def collect(
     with _workers(settings) as workers:
         info = workers.info()
         info = _begin(settings, info)
+        there = shards_there(settings)
         for item, count in workers.collect_all(todo(info)):
             pairs, kept, new = pairs + len(item.prompts), kept + count, new + len(item.prompts)
             report(progress())

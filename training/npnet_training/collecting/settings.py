@@ -65,6 +65,8 @@ class CollectSettings(Settings):
     """Take models from the hub's cache only."""
     dry_run: bool = False
     """Make one batch, write nothing, say how long and how large the whole would be."""
+    gpu: str | None = None
+    """With dry_run: make nothing, load no weights, and estimate it for a GPU by name: h100, rtx4090, ..."""
 
     @field_validator("output")
     @classmethod
@@ -88,6 +90,8 @@ class CollectSettings(Settings):
             raise ValueError(
                 "workers and gpus are those of Ray: add --ray local, --ray auto or --ray ADDRESS"
             )
+        if self.gpu is not None and not self.dry_run:
+            raise ValueError("gpu names a GPU for an estimate: add --dry-run")
         if not self.targets and self.scorers:
             raise ValueError("scorers judge the images of noise and target: leave out scorers, or no-targets")
         if self.gpus and self.device == "cpu":
@@ -124,6 +128,7 @@ OF_THE_RUN = frozenset(
         "gpus",
         "offline",
         "dry_run",
+        "gpu",
     }
 )
 """Settings that a pair does not depend on; they may differ when a dataset is continued."""

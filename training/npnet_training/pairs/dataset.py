@@ -111,6 +111,12 @@ class PairDataset:
         info = replace(info, digest=digest.hexdigest())
         return cls(info, shards, np.concatenate(places), prompts, seeds)
 
+    @property
+    def files(self) -> np.ndarray:
+        """Which of its shards each row is in, (rows,)."""
+        found: np.ndarray = self._places[:, 0]
+        return found
+
     def __len__(self) -> int:
         return len(self.prompts)
 

@@ -14,14 +14,19 @@ from npnet_training.training.batch import TrainBatch
 from npnet_training.training.factors import compute_factors, factor_bytes
 from npnet_training.training.generator_lora import GeneratorLora
 from npnet_training.training.measuring import golden_of
-from npnet_training.training.networks import network_of
+from npnet_training.training.networks import make_network, network_of
 from npnet_training.training.objectives import make_loss
 from npnet_training.training.settings import TrainSettings
 from npnet_training.training.texts import texts_of
 
 
 def estimate(settings: TrainSettings) -> str:
-    """Pairs, steps, sizes, and a time measured on one batch; nothing is written."""
+    """Pairs, steps, sizes, and a time measured on one batch; nothing is written.
+
+    With `settings.gpu` the memory on a GPU that is not here instead, and no model is loaded.
+    """
+    if settings.gpu is not None:
+        return _memory(settings, settings.gpu)
     pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
     info, size = pairs.info, min(settings.batch_size // settings.accumulation, len(pairs))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,3 +63,27 @@ def estimate(settings: TrainSettings) -> str:
         f"{settings.cache_dir}; about {minutes:.1f} minutes on one {device} like this, "
         f"by one batch of {size}; nothing was written"
     )
+
+
+def _memory(settings: TrainSettings, name: str) -> str:
+    from npnet_training.planning.estimates import Rendering, describe_memory, plan_memory
+    from npnet_training.planning.gpus import get_gpu
+    from npnet_training.planning.parts import parts_of
+
+    pairs = PairDataset.open(settings.data, kept_only=settings.uses_target)
+    info, gpu = pairs.info, get_gpu(name)
+    sampler = settings.reward if settings.loss == "reward" else settings.image
+    how = Rendering(
+        sampler.steps, sampler.guidance, sampler.gradient_steps, sampler.checkpointing,
+        2 if sampler.dtype == "bfloat16" else 4,
+    )  # fmt: skip
+    found = []
+    for model in settings.model or (info.model,):
+        parts = parts_of(model, offline=settings.offline)
+        rank, trained = settings.network.generator_lora.rank if settings.trains_lora else 0, 0
+        if not rank:
+            network = make_network(settings, info, pairs.shapes, texts_of(settings, info).shapes)
+            trained = sum(parameter.numel() for parameter in network.parameters())
+        batch = settings.batch_size // settings.accumulation
+        found.append(describe_memory(plan_memory(parts, how, batch, gpu, trained, rank), parts))
+    return "\n".join(found)

@@ -102,7 +102,8 @@ class Trainer:
         self.average = WeightAverage(self.network, options.ema)
         self.order = BatchOrder(
             self.data.train, settings.batch_size, settings.seed, self.accelerator.num_processes,
-            self.accelerator.process_index, settings.accumulation, self.data.pairs.groups,
+            self.accelerator.process_index, settings.accumulation, pairs.groups, pairs.files,
+            settings.stream,
         )  # fmt: skip
         self.total = settings.epochs * self.order.steps_per_epoch
         self.last = min(self.total, settings.max_steps or self.total)

@@ -37,6 +37,9 @@ class BatchOrder:
         process: which this is, from 0.
         accumulation: parts of a process's share of a batch.
         groups: of every row of the dataset, such as the shape of its noise; None for one.
+        shards: of every row of the dataset, the file it is in.
+        window: read so many files at a time, in an order of chance, and shuffle among their rows only; 0
+            shuffles among all rows.
 
     Raises:
         TrainError: fewer rows than one batch, or a batch that cannot be cut into equal parts.
@@ -49,6 +52,8 @@ class BatchOrder:
     process: int = 0
     accumulation: int = 1
     groups: np.ndarray | None = None
+    shards: np.ndarray | None = None
+    window: int = 0
 
     def __post_init__(self) -> None:
         parts = self.processes * self.accumulation
@@ -95,11 +100,29 @@ class BatchOrder:
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """Whole batches of an epoch, those of different groups in turns by chance."""
         random, size = np.random.default_rng([self.seed, epoch]), self.batch_size
-        groups = self._grouped(self.rows[random.permutation(len(self.rows))])
-        batches = [
-            part[start : start + size] for part in groups for start in range(0, len(part) - size + 1, size)
-        ]
-        return batches if len(groups) == 1 else [batches[place] for place in random.permutation(len(batches))]
+        left: dict[int, np.ndarray] = {}
+        found: list[np.ndarray] = []
+        for rows in self._windows(random):
+            own = np.zeros(len(rows), int) if self.groups is None else self.groups[rows]
+            batches = []
+            for group in map(int, np.unique(own)):
+                part = np.concatenate([left.get(group, rows[:0]), rows[own == group]])
+                whole = len(part) // size * size
+                batches += [part[start : start + size] for start in range(0, whole, size)]
+                left[group] = part[whole:]
+            mixed = random.permutation(len(batches)) if len(left) > 1 else range(len(batches))
+            found += [batches[place] for place in mixed]
+        return found
+
+    def _windows(self, random: np.random.Generator) -> list[np.ndarray]:
+        """All rows shuffled; with a window those of a handful of files each."""
+        rows = self.rows[random.permutation(len(self.rows))]
+        if not self.window or self.shards is None:
+            return [rows]
+        files = np.unique(self.shards[rows])
+        chosen = files[random.permutation(len(files))]
+        cuts = range(0, len(chosen), self.window)
+        return [rows[np.isin(self.shards[rows], chosen[at : at + self.window])] for at in cuts]
 
     def _grouped(self, rows: np.ndarray) -> list[np.ndarray]:
         return by_group(rows, self.groups)

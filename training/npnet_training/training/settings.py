@@ -186,6 +186,9 @@ class TrainSettings(Settings):
     """Prompts encoded at a time."""
     workers: int = Field(default=0, ge=0)
     """Processes that read batches ahead; 0 reads in the training process."""
+    stream: int = Field(default=0, ge=0)
+    """Read so many shards at a time, one after another, and shuffle among their pairs only: for datasets
+    behind a URL, or larger than memory on a slow disk. 0 shuffles among all pairs."""
     offline: bool = False
     """Take the text-to-image model from the hub's cache only."""
     log_every: int = Field(default=50, ge=1)
@@ -198,6 +201,9 @@ class TrainSettings(Settings):
     """Go on where golden noise is no longer noise, or where the pairs can teach nothing else."""
     dry_run: bool = False
     """Say what would be done, how long and how large it would be, and write nothing."""
+    gpu: str | None = None
+    """With dry_run: load no model, and estimate the memory of loss image or reward for a GPU by name, such as
+    h100 or rtx4090."""
 
     @property
     def reads_factors(self) -> bool:
@@ -224,6 +230,8 @@ class TrainSettings(Settings):
             raise ValueError(f"sign_augmentation: a network of kind {self.network.kind} reads no SVD")
         if self.loss == "reward" and not self.reward.names:
             raise ValueError("loss reward needs reward.names, such as pickscore")
+        if self.gpu is not None and not (self.dry_run and self.loss in ("image", "reward")):
+            raise ValueError("gpu names a GPU for an estimate: add --dry-run, and a loss that makes images")
         if self.model and self.loss != "reward":
             raise ValueError(f"model: only loss reward is had from several models, given loss {self.loss}")
         if len(set(self.model)) < len(self.model):
@@ -242,6 +250,6 @@ class TrainSettings(Settings):
 
 RESUMABLE = frozenset(
     {"output", "resume", "max_steps", "cache_dir", "cache_svd", "encode_batch", "workers", "offline"}
-    | {"log_every", "save_every", "max_skipped", "allow_collapse", "dry_run", "accumulation"}
+    | {"log_every", "save_every", "max_skipped", "allow_collapse", "dry_run", "gpu", "accumulation"}
 )
 """Settings that may differ when a run is resumed: they do not change what is computed, or only its end."""
