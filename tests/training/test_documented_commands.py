@@ -14,6 +14,7 @@ from npnet_training.evaluation import cli as evaluation
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.headroom import cli as headroom
 from npnet_training.headroom.settings import HeadroomSettings
+from npnet_training.planning import __main__ as planning
 from npnet_training.settings import parse
 from npnet_training.shapes import bundle, distill
 from npnet_training.shapes.build import BuildSettings
@@ -30,11 +31,12 @@ SETTINGS = {
     "npnet-headroom": HeadroomSettings, "npnet-demo": DemoSettings,
     "npnet_training.shapes.build": BuildSettings, "npnet_training.shapes.bundle": BundleSettings,
     "npnet_training.shapes.distill": DistillSettings,
-    "npnet_training.study": StudySettings,
+    "npnet_training.study": StudySettings, "npnet_training.planning": planning.PlanningSettings,
 }  # fmt: skip
-MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|study)"
+DOCUMENTS = ("README.md", "training/README.md", "training/models.md")
+MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|study|planning)"
 TEXTS = [
-    *((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "training/README.md")),
+    *((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS),
     *(module.EPILOG for module in (collecting, training, evaluation, headroom, demo, bundle, distill, study)),
 ]
 COMMANDS = [

@@ -22,7 +22,7 @@ from npnet_runtime.golden_statistics import STATISTICS
 from npnet_training.errors import TrainError
 from npnet_training.training.loop import train
 from npnet_training.training.progress import Progress, RunLog
-from support.training import SMALL, settings_for
+from support.training import SMALL, launch, settings_for
 
 
 def test_resumed_run_is_the_same_to_the_bit(data: Path, tmp_path: Path) -> None:
@@ -148,3 +148,16 @@ def test_events_of_a_resumed_run_are_read_after_those_of_the_killed_one(tmp_path
 def assert_events_of(folder: Path, name: str, steps: list[int]) -> None:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in events.Scalars(name)] == steps
+
+
+@pytest.mark.slow
+def test_begun_on_two_processes_and_ended_on_one(data: Path, tmp_path: Path) -> None:
+    """Batches, and so the weights but for the order of sums, do not depend on the number of processes."""
+    options = {"epochs": 1, "max_steps": 4, "batch_size": 8, "stream": 1}
+    train(settings_for(data, tmp_path / "one", **options))
+    first = settings_for(data, tmp_path / "two", **options | {"max_steps": 2})
+    launch("npnet_training.training.cli", first, tmp_path)
+    train(settings_for(data, tmp_path / "two", resume=True, **options))
+    one, two = (load_file(tmp_path / run / "last.safetensors") for run in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-3)

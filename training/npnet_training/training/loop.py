@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from npnet_runtime.files import atomic_file
 from npnet_runtime.weights import checkpoint
-from npnet_training.errors import TrainError
+from npnet_training.errors import SettingsError, TrainError
 from npnet_training.training.averaging import WeightAverage
 from npnet_training.training.batch import TrainBatch
 from npnet_training.training.collapse import judge
@@ -78,6 +78,11 @@ class Trainer:
         self.settings, self.report = settings, report
         require_own_precision(settings.precision)
         self.accelerator = Accelerator(mixed_precision="no")
+        if settings.trains_lora and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise SettingsError(
+                "--network.kind generator-lora: its weights are small, and lie within a model that is not "
+                "sharded; leave out --use_fsdp"
+            )
         torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
         require_folder(settings.output, resume=settings.resume)
         self.data: TrainingData = open_data(settings, self.accelerator)
