@@ -10,7 +10,16 @@ from npnet_runtime.errors import BundleError
 
 
 @dataclass(frozen=True)
-class LatentSpace:
+class _Recorded:
+    """Values of a manifest."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` reads back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LatentSpace(_Recorded):
     """What an autoencoder makes of images, as far as its configuration says.
 
     Models of one latent space give the same meaning to the same latents, whatever text they read and
@@ -46,10 +55,6 @@ class LatentSpace:
             f"{name} {own[name]}, given {given[name]}" for name in names if not _alike(own[name], given[name])
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` reads back."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Any) -> Self:
         """Read what `to_dict` wrote.
@@ -66,7 +71,7 @@ class LatentSpace:
 
 
 @dataclass(frozen=True)
-class TextEncoderId:
+class TextEncoderId(_Recorded):
     """The text encoder that a network reads, in place of the pipeline's own.
 
     Args:
@@ -82,10 +87,6 @@ class TextEncoderId:
     sha256: str
     tokens: int
     width: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` reads back."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

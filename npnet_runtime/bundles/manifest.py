@@ -235,9 +235,12 @@ class Manifest:
 
 
 def _hint(path: Path) -> str:
-    if not path.is_dir() or not any(path.glob("pytorch_lora_weights.safetensors")):
+    if not any((path / name).is_file() for name in ("pytorch_lora_weights.safetensors", "best.safetensors")):
         return ""
-    return f", it may be a LoRA of golden noise: npnet_runtime.GoldenLora({str(path)!r})"
+    return (
+        f", but trained weights: export them with npnet-export --weights; a LoRA of golden noise is "
+        f"npnet_runtime.GoldenLora({str(path)!r})"
+    )
 
 
 def _version(values: dict[str, Any]) -> int:

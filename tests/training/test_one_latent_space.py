@@ -228,10 +228,12 @@ def test_evaluated_over_models(folder: Path, engine: str, tmp_path: Path) -> Non
 
 def test_each_model_has_a_folder_of_its_own() -> None:
     given = {"prompts": "p", "output": "out", "scorers": ("clipscore",)}
-    parts = by_model(EvaluateSettings(model="a/b,c:d", **given))
-    assert [(part.model, str(part.output)) for part in parts] == [("a/b", "out/a-b"), ("c:d", "out/c-d")]
+    parts = by_model(EvaluateSettings(model="a/b,sdxl", **given))
+    assert [(part.model, str(part.output)) for part in parts] == [("a/b", "out/a-b"), ("sdxl", "out/sdxl")]
     assert by_model(EvaluateSettings(model="a/b", **given))[0].output == Path("out")
     with pytest.raises(SettingsError, match="expected different models"):
         by_model(EvaluateSettings(model="a/b,a/b", **given))
     with pytest.raises(SettingsError, match="--revision"):
-        by_model(EvaluateSettings(model="a,b", revision="x", **given))
+        by_model(EvaluateSettings(model="a/b,c/d", revision="x", **given))
+    with pytest.raises(SettingsError, match="expected names, folders or repositories, given 'nope'"):
+        by_model(EvaluateSettings(model="sdxl,nope", **given))

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from npnet_runtime.files import atomic_file
+from npnet_runtime.weights.hub import looks_like_hub_id
+from npnet_runtime.weights.models import MODELS
+from npnet_runtime.weights.packaged import PACKAGED
 from npnet_training.errors import SettingsError
 from npnet_training.evaluation.arms import PLAIN
 from npnet_training.evaluation.settings import EvaluateSettings
+from npnet_training.models import EMBEDDED
 
 TABLE, VALUES = "models.md", "models.json"
 
@@ -20,11 +24,16 @@ def by_model(settings: EvaluateSettings) -> list[EvaluateSettings]:
     """The settings of each model's evaluation, in a folder of its name; of one model they are as they were.
 
     Raises:
-        SettingsError: a model twice, or a revision for several.
+        SettingsError: a model twice, one that cannot be, or a revision for several.
     """
     names = [name.strip() for name in settings.model.split(",") if name.strip()]
     if len(names) < 2 or Path(settings.model).exists():
         return [settings]
+    for name in names:
+        known = name in PACKAGED or name in EMBEDDED or name in MODELS
+        if not (known or Path(name).expanduser().exists() or looks_like_hub_id(name)):
+            # before hours are spent on those before it
+            raise SettingsError(f"--model: expected names, folders or repositories, given {name!r}")
     if settings.revision is not None:
         raise SettingsError(
             "--revision: expected none with several models, as each has its own; leave it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ def plan_collection(
         guided = parts.mixes and (sample.guidance is None or sample.guidance > 1)
         images = 2
         evaluations += images * sample.steps * (2 if guided else 1)
-    denoised = count(parts.denoiser, denoiser_call(parts)).flops
-    decoded = count(parts.autoencoder, decoder_call(parts)).flops if images else 0.0
+    denoised, decoding = _flops(parts)
+    decoded = decoding if images else 0.0
     text = 2.0 * parts.text_parameters * parts.tokens
     flops = evaluations * denoised + images * decoded + text
     hours = pairs * flops / (UTILISATION * gpu.peak * 1e12) / 3600
@@ -78,6 +79,13 @@ def plan_collection(
         pairs, evaluations, images, flops / 1e12, hours, 2 * math.prod(parts.latent) * pairs / 1e6,
         2 * _weights(parts) / _GIB,
     )  # fmt: skip
+
+
+@functools.cache
+def _flops(parts: Parts) -> tuple[float, float]:
+    """Of one evaluation of the denoiser, and of one decoded image."""
+    denoised = count(parts.denoiser, denoiser_call(parts))
+    return denoised.flops, count(parts.autoencoder, decoder_call(parts)).flops
 
 
 def describe_collection(plan: CollectionPlan, parts: Parts, gpu: Gpu) -> str:
