@@ -1,4 +1,4 @@
-"""Prompts from a file, a dataset of the hub, or the shapes world."""
+"""Prompts from a file, a dataset of the hub, or one of the embedded worlds."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def read_prompts(source: str) -> Iterator[Prompt]:
     Args:
         source: a file, gzipped or not: `.csv`, `.tsv`, `.json` and `.jsonl` with a column `prompt`, `caption`
             or `text`, a JSON list of prompts, any other with a prompt a line;
-            `hub:OWNER/DATASET[:SPLIT[:COLUMN]]`, streamed; or `shapes:train|held-out:COUNT[:SEED]`.
+            `hub:OWNER/DATASET[:SPLIT[:COLUMN]]`, streamed; or `shapes:train|held-out:COUNT[:SEED]`, and the
+            same of `scenes`, with the kind of each prompt as its `tag`.
 
     Raises:
         PromptsError: missing, malformed, or without a prompt. A line's error is raised when it is reached.
     """
-    if source.startswith("shapes:"):
-        found = _shapes(source)
+    if source.startswith(("shapes:", "scenes:")):
+        found = _world(source)
     elif source.startswith("hub:"):
         found = _hub(source)
     else:
@@ -59,18 +60,24 @@ def read_prompts(source: str) -> Iterator[Prompt]:
         raise PromptsError(f"{source}: expected at least one prompt, found none")
 
 
-def _shapes(source: str) -> Iterator[Prompt]:
-    from npnet_training.shapes.grammar import prompts
+def _world(source: str) -> Iterator[Prompt]:
+    from npnet_training.scenes import grammar as scenes
+    from npnet_training.shapes import grammar as shapes
 
-    parts = source.split(":")[1:]
+    name, *parts = source.split(":")
     if (
         len(parts) not in (2, 3)
         or parts[0] not in ("train", "held-out")
         or not all(p.isdigit() for p in parts[1:])
     ):
-        raise PromptsError(f"expected shapes:train|held-out:COUNT[:SEED], given {source!r}")
+        raise PromptsError(f"expected {name}:train|held-out:COUNT[:SEED], given {source!r}")
     seed = int(parts[2]) if len(parts) == 3 else 0
-    yield from map(Prompt, prompts("train" if parts[0] == "train" else "held-out", int(parts[1]), seed))
+    split: shapes.Split = "train" if parts[0] == "train" else "held-out"
+    if name == "shapes":
+        yield from map(Prompt, shapes.prompts(split, int(parts[1]), seed))
+        return
+    for text in scenes.prompts(split, int(parts[1]), seed):
+        yield Prompt(text, {"tag": scenes.Scene.parse(text).kind})
 
 
 def _hub(source: str) -> Iterator[Prompt]:

@@ -19,6 +19,8 @@ GIVE_UP = 6  # images without a number, of a scorer that never gave one
 BUILT_IN = {
     "shapes": "npnet_training.scorers.shapes:ShapesScorer",
     "shapes-strict": "npnet_training.scorers.shapes:StrictShapesScorer",
+    "scenes": "npnet_training.scorers.scenes:ScenesScorer",
+    "scenes-strict": "npnet_training.scorers.scenes:StrictScenesScorer",
     "aesthetic": "npnet_training.scorers.aesthetic:Aesthetic",
     "clipscore": "npnet_training.scorers.clip:CLIPScore",
     "hpsv2": "npnet_training.scorers.hpsv2:HPSv2",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from npnet_training.shapes.data import rows_of
 
 KL_WEIGHT = 1e-5
+COLOURED = 0.3  # of the strongest over the weakest channel, in [-1, 1]
 # Of the deviation of the latents, at most: what the decoder learns to tolerate, as sampling is not exact.
 NOISE = 0.25
 
@@ -24,7 +25,16 @@ class Report(Protocol):
 
 
 def train_autoencoder(
-    make: Callable[[], Any], images: Tensor, steps: int, batch: int, rate: float, seed: int, report: Report
+    make: Callable[[], Any],
+    images: Tensor,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    report: Report,
+    *,
+    kl_weight: float = KL_WEIGHT,
+    things: float = 0.0,
 ) -> Any:
     """An autoencoder of images, its `scaling_factor` set so that latents have unit variance.
 
@@ -36,6 +46,8 @@ def train_autoencoder(
         rate: highest learning rate.
         seed: of weights, order and posterior samples.
         report: of the progress.
+        kl_weight: of the divergence of the latents from N(0, 1), which is summed over them.
+        things: how much more pixels of colour and their neighbours count, where they are few.
     """
     torch.manual_seed(seed)
     vae = make().to(images.device)
@@ -44,7 +56,7 @@ def train_autoencoder(
         part = images[rows_of(step, len(images), batch, seed)]
         posterior = vae.encode(part).latent_dist
         decoded = vae.decode(posterior.sample()).sample
-        loss = _distance(decoded, part) + KL_WEIGHT * posterior.kl().mean()
+        loss = _distance(decoded, part, things) + kl_weight * posterior.kl().mean()
         optimizer.step(loss)
         report("autoencoder", step, loss.item())
     vae.eval()
@@ -96,12 +108,25 @@ class _Optimizer:
         self._rate.step()
 
 
-def _distance(decoded: Tensor, images: Tensor) -> Tensor:
+def _distance(decoded: Tensor, images: Tensor, things: float = 0.0) -> Tensor:
     """Pixels and edges: L1 of both and squared error of pixels."""
+    if things:
+        return _distance_of_things(decoded, images, things)
     # sharp rims are what tells shapes apart
     across = F.l1_loss(decoded.diff(dim=3), images.diff(dim=3))
     down = F.l1_loss(decoded.diff(dim=2), images.diff(dim=2))
     return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + across + down
+
+
+def _distance_of_things(decoded: Tensor, images: Tensor, things: float) -> Tensor:
+    """The same, with so much more weight where there is colour; without it small things are long grey."""
+    chroma = images.amax(1, keepdim=True) - images.amin(1, keepdim=True)
+    weight = 1 + things * F.max_pool2d((chroma > COLOURED).float(), 3, 1, 1)
+    weight = weight / weight.mean()
+    error = decoded - images
+    across = (error.diff(dim=3).abs() * weight[..., 1:]).mean()
+    down = (error.diff(dim=2).abs() * weight[..., 1:, :]).mean()
+    return (error.abs() * weight).mean() + (error.square() * weight).mean() + across + down
 
 
 @torch.no_grad()

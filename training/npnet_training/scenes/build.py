@@ -1,0 +1,314 @@
+"""Make the second model from nothing: `python -m npnet_training.scenes.build --output DIR`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from npnet_runtime.devices import resolve_device
+from npnet_runtime.files import atomic_directory, atomic_file
+from npnet_training.command import run
+from npnet_training.errors import TrainError
+from npnet_training.scenes.data import draw_scenes
+from npnet_training.scenes.grammar import prompts
+from npnet_training.scenes.judging import judged
+from npnet_training.scenes.networks import (
+    make_autoencoder,
+    make_scheduler,
+    make_tokenizer,
+    make_transformer,
+)
+from npnet_training.scenes.placing import SIZES
+from npnet_training.scenes.train_text_encoder import train_text_encoders
+from npnet_training.scenes.train_transformer import Latents, TransformerTraining
+from npnet_training.settings import Settings, differences
+from npnet_training.shapes.train_autoencoder import encode, train_autoencoder
+from npnet_training.shapes.train_text_encoder import tokenize
+
+EPILOG = """example:
+  python -m npnet_training.scenes.build --output scenes-model
+"""
+STATE, LOOKS, WANTED, METRICS, LATENTS = (
+    "denoiser.pt",
+    "looks.json",
+    "settings.json",
+    "metrics.json",
+    "latents.pt",
+)
+AT_ONCE = 3000  # scenes rendered before they are encoded
+
+
+class BuildSettings(Settings):
+    """How the second model is trained. Steps, not seconds, so that it can be repeated."""
+
+    output: Path
+    """Folder to write; must not exist. Beside it, OUTPUT.work keeps what is finished until all is: after a
+    kill, the same command goes on."""
+    seed: int = 0
+    """Of everything random; the same seed gives other weights on another kind of device."""
+    device: str = "cpu"
+    """Where to train: cpu or cuda."""
+    scenes: int = Field(default=36_000, ge=1)
+    """Training images of 64x64 pixels; a quarter as many of each other size."""
+    autoencoder_steps: int = Field(default=2600, ge=1)
+    """Of the autoencoder, 16 images each."""
+    text_steps: int = Field(default=3000, ge=1)
+    """Of the text encoders, 128 prompts each."""
+    steps: int = Field(default=9000, ge=1)
+    """Of the denoiser, 64 scenes each."""
+    early: int = Field(default=3000, ge=1)
+    """Steps after which the denoiser is kept as the earlier one; a multiple of save_every."""
+    save_every: int = Field(default=250, ge=1)
+    """Steps of the denoiser between two states."""
+    look_every: int = Field(default=1000, ge=1)
+    """Steps of the denoiser between two looks at how many of its images are true."""
+    judged: int = Field(default=100, ge=1)
+    """Held-out prompts judged at each look; the finished models are judged on ten times as many."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BuildSettings:
+        if self.early % self.save_every or self.early > self.steps:
+            raise ValueError(f"early: expected a multiple of {self.save_every} up to {self.steps}")
+        return self
+
+
+def build(settings: BuildSettings) -> dict[str, Any]:
+    """Train all parts, judge them, and write the folder.
+
+    Returns:
+        The metrics that are written to `metrics.json`.
+
+    Raises:
+        TrainError: the work folder is of other settings.
+    """
+    work = settings.output.with_name(settings.output.name + ".work")
+    _begin(settings, work)
+    device, report = str(resolve_device(settings.device)), _Report(time.perf_counter())
+    pooled, encoder = _text_encoders(settings, work, device, report)
+    vae = _autoencoder(settings, work, device, report)
+    parts = _latents(settings, work, vae, device)
+    pipe = _pipeline(vae, pooled, encoder)
+    _train_denoiser(settings, work, parts, pipe, report)
+    with atomic_directory(settings.output) as folder:
+        for name in ("vae", "text_encoder", "text_encoder_2", "transformer", "transformer-early"):
+            shutil.copytree(work / name, folder / name)
+        make_tokenizer().save_pretrained(folder / "tokenizer")
+        make_tokenizer().save_pretrained(folder / "tokenizer_2")
+        make_scheduler().save_pretrained(folder / "scheduler")
+        _write_index(folder)
+        held_out = prompts("held-out", 10 * settings.judged, settings.seed)
+        metrics = {
+            "settings": json.loads(settings.model_dump_json(exclude={"output"})),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+            "looks": json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else [],
+            "main": _look(_with(pipe, _load(folder / "transformer", device)), held_out),
+            "early": _look(_with(pipe, _load(folder / "transformer-early", device)), held_out),
+        }
+        (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    shutil.rmtree(work)
+    return metrics
+
+
+def _begin(settings: BuildSettings, work: Path) -> None:
+    if settings.output.exists():
+        raise TrainError(f"--output {settings.output}: exists; give another, or delete it")
+    own = json.loads(settings.model_dump_json(exclude={"output"}))
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if (work / WANTED).exists():
+            wrong = differences(json.loads((work / WANTED).read_text()), own)
+            if wrong:
+                raise TrainError(
+                    f"{work} was begun with other settings, delete it or give them again:\n  "
+                    + "\n  ".join(wrong)
+                )
+        with atomic_file(work / WANTED) as temporary:
+            temporary.write_text(json.dumps(own, indent=1) + "\n")
+    except OSError as error:
+        raise TrainError(f"--output {settings.output}: cannot be written ({error})") from error
+
+
+def _text_encoders(settings: BuildSettings, work: Path, device: str, report: _Report) -> tuple[Any, Any]:
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    if not (work / "text_encoder_2").exists():
+        scenes, counts = draw_scenes(settings.scenes * 2 // 3, settings.seed)
+        trained = train_text_encoders(
+            scenes.to(device), counts.to(device), settings.text_steps, 128, 2e-3, settings.seed, report
+        )
+        _save(trained[1], work / "text_encoder")
+        _save(trained[0], work / "text_encoder_2")
+    # The denoiser learns to read the embeddings that are saved, in half precision.
+    kinds: tuple[Any, Any] = (CLIPTextModel, T5EncoderModel)
+    found = [
+        kind.from_pretrained(work / name).float().to(device).eval()
+        for kind, name in zip(kinds, ("text_encoder", "text_encoder_2"), strict=True)
+    ]
+    return found[0], found[1]
+
+
+def _autoencoder(settings: BuildSettings, work: Path, device: str, report: _Report) -> Any:
+    from diffusers import AutoencoderKL
+
+    load: Any = AutoencoderKL.from_pretrained
+    if not (work / "vae").exists():
+        scenes, _ = draw_scenes(settings.scenes * 5 // 9, settings.seed)
+        vae = train_autoencoder(
+            make_autoencoder, scenes.images.to(device), settings.autoencoder_steps, 16, 2.5e-3, settings.seed,
+            report, kl_weight=1e-6, things=10.0,
+        )  # fmt: skip
+        _save(vae, work / "vae")
+    return load(work / "vae").float().to(device).eval()
+
+
+def _latents(settings: BuildSettings, work: Path, vae: Any, device: str) -> list[Latents]:
+    """Of all training scenes, by size; rendered and encoded in turns, as the images are too large to keep."""
+    path, tokenizer = work / LATENTS, make_tokenizer()
+    if not path.exists():
+        made: list[dict[str, Tensor]] = []
+        for size in SIZES:
+            count = settings.scenes if size[0] == size[1] else max(1, settings.scenes // 4)
+            latents, ids = [], []
+            for start in range(0, count, AT_ONCE):
+                scenes, _ = draw_scenes(min(AT_ONCE, count - start), settings.seed + 1000 + start, size)
+                latents.append(encode(vae, scenes.images.to(device)).cpu() * vae.config.scaling_factor)
+                ids.append(tokenize(tokenizer, scenes.prompts))
+            made.append({"latents": torch.cat(latents), "ids": torch.cat(ids)})
+        with atomic_file(path) as temporary:
+            torch.save(made, temporary)
+    found = torch.load(path, weights_only=True)
+    return [Latents(part["latents"].to(device), part["ids"].to(device)) for part in found]
+
+
+def _train_denoiser(
+    settings: BuildSettings, work: Path, parts: list[Latents], pipe: Any, report: _Report
+) -> None:
+    if (work / "transformer").exists():
+        return
+    device = parts[0].latents.device
+    empty = tokenize(make_tokenizer(), [""])[0].to(device)
+    training = TransformerTraining(
+        parts, empty, pipe.text_encoder_2, pipe.text_encoder, batch=64, rate=1.5e-3, seed=settings.seed,
+        report=report,
+    )  # fmt: skip
+    if (work / STATE).exists():
+        training.load(work / STATE)
+    held_out = prompts("held-out", settings.judged, settings.seed)
+    looks = json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else []
+    for step, transformer in training.run(settings.steps, settings.save_every):
+        if step == settings.early:
+            _save(transformer, work / "transformer-early")
+        if step % settings.look_every == 0:
+            looks = [look for look in looks if look["step"] != step]
+            looks.append({"step": step, **_look(_with(pipe, transformer), held_out)})
+            print(json.dumps(looks[-1]), file=sys.stderr, flush=True)
+            with atomic_file(work / LOOKS) as temporary:
+                temporary.write_text(json.dumps(looks) + "\n")
+        if step == settings.steps:
+            _save(transformer, work / "transformer")
+        training.save(work / STATE)  # last: what a kill keeps from being written is made again
+
+
+def _look(pipe: Any, held_out: list[str]) -> dict[str, Any]:
+    """Share of true images, by kind of prompt too, and what was wrong first with the others."""
+    found: dict[str, Any] = {"prompts": len(held_out)}
+    for name, guidance in (("plain", 1.0), ("guided", 3.0)):
+        rows = judged(pipe, held_out, guidance=guidance)
+        kinds = {row.kind: [r.strict for r in rows if r.kind == row.kind] for row in rows}
+        failures = Counter(row.failure for row in rows if row.failure is not None)
+        found[name] = {
+            "strict": sum(row.strict for row in rows) / len(rows),
+            "by_kind": {kind: sum(right) / len(right) for kind, right in sorted(kinds.items())},
+            "failures": {name: count / failures.total() for name, count in sorted(failures.items())},
+        }
+    return found
+
+
+def _pipeline(vae: Any, pooled: Any, encoder: Any) -> Any:
+    from npnet_training.scenes.pipeline import ScenesPipeline
+
+    pipe: Any = ScenesPipeline(
+        scheduler=make_scheduler(), vae=vae, text_encoder=pooled, tokenizer=make_tokenizer(),
+        text_encoder_2=encoder, tokenizer_2=make_tokenizer(), transformer=make_transformer().to(vae.device),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _with(pipe: Any, transformer: Any) -> Any:
+    pipe.register_modules(transformer=transformer)
+    return pipe
+
+
+def _load(folder: Path, device: str) -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    load: Any = FluxTransformer2DModel.from_pretrained
+    return load(folder).float().to(device).eval()
+
+
+def _save(part: Any, folder: Path) -> None:
+    """In half precision, whole or not at all."""
+    with atomic_directory(folder, replace=True) as temporary:
+        copy.deepcopy(part).cpu().half().save_pretrained(temporary, safe_serialization=True)
+        config = json.loads((temporary / "config.json").read_text())
+        config.pop("_name_or_path", None)  # the work folder, so that any output gives the same bytes
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _write_index(folder: Path) -> None:
+    import diffusers
+
+    index = {
+        "_class_name": "FluxPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+class _Report:
+    """One line a hundred steps."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+
+    def __call__(self, stage: str, step: int, loss: float) -> None:
+        if step % 100 == 0:
+            passed = time.perf_counter() - self.began
+            print(f"{passed:6.0f} s  {stage} step {step}: loss {loss:.4f}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    again = "go on with the same command"
+    return run(BuildSettings, "python -m npnet_training.scenes.build", EPILOG, argv, _work, stopped=again)
+
+
+def _work(settings: BuildSettings) -> int:
+    print(json.dumps(build(settings), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
