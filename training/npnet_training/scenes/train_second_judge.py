@@ -129,8 +129,8 @@ def _worn(image: NDArray[np.float32], generator: random.Random) -> NDArray[np.fl
         0, generator.uniform(0, 0.03), image.shape
     )
     pixels: NDArray[np.float32] = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-    pixels = pixels + noise.astype(np.float32)
-    return pixels.clip(0, 1)
+    worn: NDArray[np.float32] = np.clip(pixels + noise.astype(np.float32), 0, 1)
+    return worn
 
 
 def _malformed(item: Placed, generator: random.Random, size: Size) -> NDArray[np.float32]:
@@ -157,7 +157,8 @@ def _malformed(item: Placed, generator: random.Random, size: Size) -> NDArray[np
             ink=255 if way == "joined" else 0,
         )
     small = canvas.resize((size[1], size[0]), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32) / 255
+    mask: NDArray[np.float32] = np.asarray(small, dtype=np.float32) / np.float32(255)
+    return mask
 
 
 def _fill(pen: Any, item: Placed, radii: list[float], turn: float, ink: int = 255) -> None:
