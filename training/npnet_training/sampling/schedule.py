@@ -46,6 +46,7 @@ class NoiseSchedule:
 
         config = scheduler.config
         self._config = config
+        self._spaced: dict[tuple[int, Solver], Tensor] = {}
         self._flow_euler = type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
         predicted = "flow_prediction" if self._flow_euler else config.get("prediction_type")
         if predicted not in get_args(PredictionType):
@@ -120,9 +121,17 @@ class NoiseSchedule:
         Raises:
             SettingsError: more steps than the model was trained with.
         """
+        self.check_steps(steps)
+        if (
+            steps,
+            solver,
+        ) not in self._spaced:  # every batch asks for them
+            self._spaced[steps, solver] = self._timesteps(steps, solver)
+        return self._spaced[steps, solver].clone()
+
+    def _timesteps(self, steps: int, solver: Solver) -> Tensor:
         from diffusers import DDIMScheduler
 
-        self.check_steps(steps)
         if self.is_flow:
             return self._dpm(steps).sigmas[:-1] * self.train_timesteps
         if solver == "dpm++":
