@@ -17,7 +17,13 @@ from npnet_export.for_pipeline import config_for
 from npnet_export.weights import WeightsRequest
 from npnet_runtime import GoldenNoise
 from npnet_runtime.errors import InputError, PipelineError
+from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
+from npnet_runtime.networks.any_size_config import config_for_shapes
+from npnet_runtime.networks.random_weights import random_state
+from npnet_runtime.own_text import load_text_encoder
+from npnet_runtime.weights import checkpoint
 from support.flow_pipelines import FLOWS, OPTIONS, SIZE
+from support.pipelines import clip_text, clip_tokenizer
 from support.pipelines import sdxl as small_sdxl
 
 BLOCKS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
@@ -163,3 +169,31 @@ def test_an_engine_of_one_size(golden: GoldenNoise, sdxl: Any, tmp_path: Path) -
     assert np.array_equal(run(), plain(latents=golden(noise, embeds)))
     with pytest.raises(InputError, match="noise: expected shape"):
         run(height=48, width=48)
+
+
+def test_a_text_encoder_of_its_own_and_another_latent_space(family: str, pipe: Any, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    clip_text(16, projection=False).save_pretrained(tmp_path / "clip" / "text_encoder")
+    clip_tokenizer().save_pretrained(tmp_path / "clip" / "tokenizer")
+    own, space = load_text_encoder(str(tmp_path / "clip")).id, latent_space_of(pipe)
+    options = next((OPTIONS[name] for name in FLOWS if FLOWS[name] is BLOCKS[family][1]), {})
+    size = {} if family == "sdxl" else {"height": SIZE, "width": SIZE}
+    noise = config_for(pipe, **size, **options)[0].latent_shape
+    config = config_for_shapes(noise, (own.tokens, own.width), channels=(16,))
+    made_for = {"latent_space": space.to_dict(), "text_encoder": own.to_dict()}
+    checkpoint.write(tmp_path / "w.safetensors", random_state(config, 0), config, made_for)
+    weights = WeightsRequest(None, str(tmp_path / "w.safetensors"))
+    settings = ExportSettings(weights, tmp_path / "e", "e", "torch", device="cpu", allow_collapse=True)
+    engine = GoldenNoise(export(settings), device="cpu")
+    run = made_of(workflow(family), family, pipe)
+    plain = run()
+    engine.attach(run.pipe)
+    assert not np.array_equal(run(), plain)
+    blocks = workflow(family)
+    engine.attach(blocks)
+    other = copy.deepcopy(pipe)
+    other.vae.register_to_config(shift_factor=0.7)
+    with pytest.raises(
+        PipelineError, match="expected one of the latent space that the network was trained in"
+    ):
+        made_of(blocks, family, other)()

@@ -16,6 +16,7 @@ from transformers import CLIPTextModel
 from npnet_export.cli import main as export
 from npnet_runtime import GoldenNoise
 from npnet_runtime.errors import InputError, PipelineError
+from npnet_runtime.integrations.comfyui.checks import positive_prompt
 from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
 from npnet_training.collecting.cli import main as collect
 from npnet_training.errors import SettingsError
@@ -122,6 +123,12 @@ def test_what_it_reads_is_the_text_alone(folder: Path, engine: str) -> None:
     again = golden.using()(noise, golden.encode(["a red cat", "a dog"]))
     assert torch.equal(direct, again)
     assert not torch.equal(direct[:1], golden(noise[:1], golden.encode(["a dog"])))
+
+
+def test_a_conditioning_of_comfyui_has_no_text(engine: str) -> None:
+    manifest = GoldenNoise(engine, device="cpu").bundle.manifest
+    with pytest.raises(InputError, match="it serves diffusers only"):
+        positive_prompt([[torch.zeros(1, 77, 16), {}]], manifest)
 
 
 def test_another_latent_space_is_refused(folder: Path, engine: str) -> None:

@@ -14,8 +14,13 @@ from npnet_runtime.errors import PipelineError
 _KNOWN = (torch.float16, torch.float32)
 
 
-def latent_space_of(pipe: Any) -> LatentSpace | None:
-    """The latent space that a pipeline's noise is of; None where it has no autoencoder that says it."""
+def latent_space_of(pipe: Any, *, weights: bool = True) -> LatentSpace | None:
+    """The latent space that a pipeline's noise is of; None where it has no autoencoder that says it.
+
+    Args:
+        pipe: of diffusers, or the components of Modular Diffusers.
+        weights: whether to name the weights as well.
+    """
     vae = getattr(pipe, "vae", None)
     config = getattr(vae, "config", None)
     channels = _number(config, "latent_channels", "z_dim")
@@ -33,21 +38,22 @@ def latent_space_of(pipe: Any) -> LatentSpace | None:
         _number(config, "shift_factor") or 0.0,
         means,
         deviations,
-        _weights(vae),
+        _weights(vae) if weights else None,
     )
 
 
-def check_latent_space(pipe: Any, wanted: LatentSpace | None) -> None:
+def check_latent_space(pipe: Any, wanted: LatentSpace | None, *, weights: bool = True) -> None:
     """Refuse a pipeline of another latent space than the network's; warn of other weights in the same one.
 
     Args:
         pipe: of diffusers.
         wanted: of the network; None if its bundle does not say.
+        weights: whether to look at these as well.
 
     Raises:
         PipelineError: its autoencoder is configured otherwise.
     """
-    given = None if wanted is None else latent_space_of(pipe)
+    given = None if wanted is None else latent_space_of(pipe, weights=weights)
     if wanted is None or given is None:
         return
     name = type(pipe).__name__

@@ -25,6 +25,7 @@ from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.call import draw_golden, texts_given
 from npnet_runtime.integrations.diffusers.checks import check_device, planar
 from npnet_runtime.integrations.diffusers.draw import Draw
+from npnet_runtime.integrations.diffusers.latent_space import check_latent_space
 from npnet_runtime.integrations.diffusers.reading import prompt_from, reads_of, roles_of
 from npnet_runtime.integrations.diffusers.redrawing import DRAW, Once, packing_of, plain_function, redrawn
 from npnet_runtime.integrations.protocol import GivenLatents, Golden
@@ -159,6 +160,8 @@ def _attached_class(plain: Any) -> type:
     def __call__(self: Any, components: Any, state: Any) -> Any:
         attachment: BlockAttachment = vars(self)[ATTRIBUTE]
         name, golden = type(self).__name__, attachment.golden
+        # blocks have no components before; weights are not compared, which on CUDA would make the host wait
+        check_latent_space(components, golden.bundle.manifest.latent_space, weights=False)
         given = state.get("latents")
         if given is not None and attachment.given_latents == "as-is":
             return own(self, components, state)
