@@ -15,6 +15,8 @@ from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.headroom import cli as headroom
 from npnet_training.headroom.settings import HeadroomSettings
 from npnet_training.planning import __main__ as planning
+from npnet_training.scenes import build as scenes
+from npnet_training.scenes import train_second_judge
 from npnet_training.settings import parse
 from npnet_training.shapes import bundle, distill
 from npnet_training.shapes.build import BuildSettings
@@ -32,9 +34,11 @@ SETTINGS = {
     "npnet_training.shapes.build": BuildSettings, "npnet_training.shapes.bundle": BundleSettings,
     "npnet_training.shapes.distill": DistillSettings,
     "npnet_training.study": StudySettings, "npnet_training.planning": planning.PlanningSettings,
+    "npnet_training.scenes.build": scenes.BuildSettings,
+    "npnet_training.scenes.train_second_judge": train_second_judge.SecondJudgeSettings,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "training/README.md", "training/models.md")
-MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|study|planning)"
+MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|scenes\.\w+|study|planning)"
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS),
     *(module.EPILOG for module in (collecting, training, evaluation, headroom, demo, bundle, distill, study)),

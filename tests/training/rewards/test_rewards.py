@@ -80,12 +80,12 @@ def test_a_step_along_the_gradient_is_worth_it(clip: Path) -> None:
 
 
 def test_by_name() -> None:
-    assert reward_names() == ["clipscore", "pickscore", "shapes"]
+    assert reward_names() == ["clipscore", "pickscore", "scenes", "shapes"]
     images = tensors(pictures(32, 32))
     values = load_reward("shapes").reward(images, PROMPTS)
     assert (values > 0.6).all()
     with pytest.raises(
-        RewardError, match=r"unknown reward 'beauty': expected one of clipscore, pickscore, sh"
+        RewardError, match=r"unknown reward 'beauty': expected one of clipscore, pickscore, sc"
     ):
         load_reward("beauty")
 

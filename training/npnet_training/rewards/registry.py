@@ -16,6 +16,7 @@ BUILT_IN = {
     "clipscore": "npnet_training.rewards.clip:CLIPReward",
     "pickscore": "npnet_training.rewards.clip:PickReward",
     "shapes": "npnet_training.shapes.reward:ShapesReward",
+    "scenes": "npnet_training.scenes.reward:ScenesReward",
 }
 
 

@@ -63,7 +63,7 @@ class RewardLossSettings(SamplerSettings):
     """Rewards of the image from golden noise, and a penalty that holds the noise near N(0, I)."""
 
     names: tuple[str, ...] = ()
-    """Rewards: clipscore, pickscore, shapes, or an entry point of the group npnet.rewards."""
+    """Rewards: clipscore, pickscore, shapes, scenes, or an entry point of the group npnet.rewards."""
     weights: tuple[float, ...] = ()
     """One for each reward; 1 each by default."""
     penalty: Literal["l2", "norm"] = "l2"

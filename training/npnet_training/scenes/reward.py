@@ -1,0 +1,143 @@
+"""A differentiable stand-in for the judge of the second world: `verify`'s facts, each held to a degree.
+
+Colours are told apart as in the first world. A thing is sought by its shape in the mask of its colour, at
+every place and several sizes, by intersection over union; where several are alike, at as many places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npnet_training.errors import RewardError
+from npnet_training.scenes.grammar import Group, Scene
+from npnet_training.scenes.placing import BETWEEN_SIZES, RADII, SIZES
+from npnet_training.shapes.grammar import COLOURS, SHAPES
+from npnet_training.shapes.render import coverage
+from npnet_training.shapes.reward import ShapesReward
+
+SOUGHT = (4.4, 4.9, 5.5, 6.2, 6.9, 7.8)  # radii in pixels, from the smallest drawn to near the largest
+_SIDE = 27  # of a template: the largest shape and a rim
+_APART = 9  # pixels: two things of a kind are at least as far from one another
+_SHARPNESS = 40.0  # of soft maxima over overlaps
+_MARGIN_WIDTH = 4.0  # pixels over which a relation goes from broken to held
+_RADIUS_WIDTH = 0.5  # pixels over which a size does
+_ROOM = 1.25  # colour may cover so much more than the largest things it is asked for
+
+
+class Things(NamedTuple):
+    """The most likely things of a group: how well each is found, its centre and radius in pixels; (N,) each.
+
+    `surplus` is how well one more than the group has is found, ().
+    """
+
+    found: Tensor
+    x: Tensor
+    y: Tensor
+    radius: Tensor
+    surplus: Tensor
+
+
+class ScenesReward:
+    """Mean degree, 0 to 1, to which a scene holds: nothing extra, colours, things, sizes, relations."""
+
+    def __init__(self, *, device: str | torch.device = "cpu", offline: bool = False) -> None:
+        self._colours = ShapesReward(device=device)
+        drawn = [
+            torch.from_numpy(coverage(shape, _SIDE / 2, _SIDE / 2, radius, _SIDE))
+            for shape in SHAPES
+            for radius in SOUGHT
+        ]
+        self._templates = torch.stack(drawn)[:, None].to(device)  # (shapes * radii, 1, side, side)
+        # A thing with its rim of two pixels, in which a larger shape would show.
+        self._windows = F.max_pool2d(self._templates, 5, 1, 2)
+        self._radii = torch.tensor(SOUGHT, device=device)
+
+    def reward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """See `npnet_training.rewards.Reward`; images are (B, 3, H, W) of one of `SIZES`.
+
+        Raises:
+            ScenesError: a prompt is outside the grammar.
+            RewardError: images of another size.
+        """
+        if tuple(images.shape[2:]) not in SIZES:
+            known = ", ".join(f"{height}x{width}" for height, width in SIZES)
+            given = f"{images.shape[2]}x{images.shape[3]}"
+            raise RewardError(f"scenes: expected images of {known} pixels, given {given}")
+        masks = self._colours.colour_masks(images.float())
+        scenes = [Scene.parse(prompt) for prompt in prompts]
+        return torch.stack([self._held(mask, scene) for mask, scene in zip(masks, scenes, strict=True)])
+
+    def _held(self, mask: Tensor, scene: Scene) -> Tensor:
+        things = {group: self.seek(mask, group) for group in scene.groups}
+        area = mask.sum((1, 2))
+        least, most = area.new_zeros(len(COLOURS)), area.new_zeros(len(COLOURS))
+        for group in scene.groups:
+            smallest, largest = RADII["many" if scene.total > 2 else group.size]
+            place = COLOURS.index(group.thing.colour)
+            least[place] += group.count * math.pi * smallest**2
+            most[place] += group.count * math.pi * largest**2
+        one = least.sum() / scene.total
+        held = [1 / (1 + (area - _ROOM * most).clamp(min=0).sum() / one)]
+        held += [(area[i] / least[i]).clamp(max=1) for i in least.nonzero().flatten().tolist()]
+        for group, seen in things.items():
+            held += list(seen.found)
+            # one too many takes as much as one too few
+            held.append(1 - seen.surplus)
+            if group.size:
+                margin = BETWEEN_SIZES - seen.radius if group.size == "small" else seen.radius - BETWEEN_SIZES
+                held.append((torch.sigmoid(margin / _RADIUS_WIDTH) * seen.found).mean())
+        for first, relation, second in scene.relations:
+            held.append(_related(things[first], relation, things[second]))
+        return torch.stack(held).mean()
+
+    def seek(self, mask: Tensor, group: Group) -> Things:
+        """The things of a group in the masks of all colours, (colours, H, W)."""
+        own = mask[COLOURS.index(group.thing.colour)][None, None]
+        common = F.conv2d(own, self._templates, padding=_SIDE // 2)[0]
+        inside = F.conv2d(own, self._windows, padding=_SIDE // 2)[0]
+        area = self._templates.sum((1, 2, 3)).view(-1, 1, 1)
+        overlap = (common / (area + inside - common)).unflatten(0, (len(SHAPES), len(SOUGHT)))
+        sizes = (_SHARPNESS * overlap).softmax(1)
+        best = (overlap * sizes).sum(1)  # (shapes, H, W)
+        # At each place the shapes compete: a circle overlaps with a square well, but less than a square.
+        kind = SHAPES.index(group.thing.shape)
+        there = best[kind] * (_SHARPNESS * best).softmax(0)[kind]
+        radius = (sizes[kind] * self._radii.view(-1, 1, 1)).sum(0)
+        rows, columns = self._peaks(there.detach(), group.count + 1)
+        found = there[rows, columns]
+        x, y = self._centres(there, rows, columns)
+        n = group.count
+        return Things(found[:n], x[:n], y[:n], radius[rows, columns][:n], found[n])
+
+    def _peaks(self, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the highest places that no higher one is near."""
+        highest = F.max_pool2d(there[None, None], 2 * _APART - 1, 1, _APART - 1)[0, 0]
+        alone = torch.where(there == highest, there, there.new_full((), -1.0)).flatten()
+        places = alone.topk(count).indices
+        return places // there.shape[1], places % there.shape[1]
+
+    def _centres(self, there: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres in pixels, soft about each peak so that they have a gradient."""
+        height, width = there.shape
+        down, across = torch.arange(height, device=there.device), torch.arange(width, device=there.device)
+        near = ((down - rows[:, None]).abs() <= 4)[:, :, None] & ((across - columns[:, None]).abs() <= 4)[
+            :, None
+        ]
+        logits = (_SHARPNESS * there)[None].masked_fill(~near, -math.inf)
+        weights = logits.flatten(1).softmax(1).view(len(rows), height, width)
+        return (weights.sum(1) * (across + 0.5)).sum(1), (weights.sum(2) * (down + 0.5)).sum(1)
+
+
+def _related(first: Things, relation: str, second: Things) -> Tensor:
+    """To what degree all of one group are so related to all of another."""
+    dx, dy = second.x[None] - first.x[:, None], second.y[None] - first.y[:, None]
+    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    along = along if relation in ("left of", "above") else -along
+    held = torch.sigmoid((along - across.abs()) / _MARGIN_WIDTH)
+    return (held * first.found[:, None] * second.found[None]).mean()
