@@ -161,3 +161,21 @@ def test_begun_on_two_processes_and_ended_on_one(data: Path, tmp_path: Path) -> 
     one, two = (load_file(tmp_path / run / "last.safetensors") for run in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-3)
+
+
+def test_a_run_begun_before_there_were_some_settings(data: Path, tmp_path: Path) -> None:
+    train(settings_for(data, tmp_path / "run", max_steps=2))
+    state = next((tmp_path / "run").glob("state-*/state.json"))
+    content = json.loads(state.read_text())
+    settings = content["identity"]["settings"]
+    for name in ("model", "text", "stream"):
+        del settings[name]
+    del settings["network"]["generator_lora"]
+    del settings["reward"]["of_models"]
+    state.write_text(json.dumps(content))
+    train(settings_for(data, tmp_path / "run", max_steps=3, resume=True))
+    settings["seed"] = 9
+    state = next((tmp_path / "run").glob("state-*/state.json"))
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"identity": content["identity"]}))
+    with pytest.raises(TrainError, match="seed: expected 9, given 0"):
+        train(settings_for(data, tmp_path / "run", max_steps=4, resume=True))

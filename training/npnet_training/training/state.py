@@ -71,11 +71,22 @@ def require_same_run(folder: Path, found: dict[str, Any], own: dict[str, Any]) -
     Raises:
         TrainError: they differ.
     """
-    wrong = [line for part in ("settings", "network") for line in differences(found[part], own[part])]
+    # A run that was begun before there was a setting is one with its default.
+    before = _completed(found["settings"], TrainSettings(data=("",), output=Path()).model_dump(mode="json"))
+    wrong = differences(before, own["settings"]) + differences(found["network"], own["network"])
     if found["data"] != own["data"]:
         wrong.append("data: other pairs than it began with")
     if wrong:
         raise TrainError(f"--resume: {folder} is of another run:\n  " + "\n  ".join(wrong))
+
+
+def _completed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Values, and the defaults of those that are not there, at every depth."""
+    found = {**defaults, **values}
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(found[name], dict):
+            found[name] = _completed(found[name], default)
+    return found
 
 
 def whole_weights(network: nn.Module) -> dict[str, Tensor]:
