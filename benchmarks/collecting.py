@@ -27,8 +27,9 @@ from rich.table import Table
 
 from harness import environment, write_json
 from npnet_training.collecting.cluster import RayPool
-from npnet_training.collecting.items import Item, items
+from npnet_training.collecting.items import Item, done, items, shards_there
 from npnet_training.collecting.settings import CollectSettings
+from npnet_training.pairs import PairInfo
 
 WORKERS = (1, 8, 64)
 ITEM_SECONDS = (5.0, 30.0)
@@ -107,14 +108,14 @@ def measure(settings: CollectSettings) -> dict[str, Any]:
     process = psutil.Process()
     used: list[float] = []
     times: list[float] = []
-    done = 0
+    count = 0
     total = sum(1 for _ in items(settings))
     step = max(1, total // 1000)
     try:
         with RayPool(settings) as pool:
             began = time.process_time()
-            for done, _ in enumerate(pool.collect_all(_fresh(settings)), 1):
-                if done % step == 0:
+            for count, _ in enumerate(pool.collect_all(_fresh(settings)), 1):
+                if count % step == 0:
                     now = time.process_time()
                     times.append((now - began) / step)
                     began = now
@@ -126,7 +127,7 @@ def measure(settings: CollectSettings) -> dict[str, Any]:
         ray.shutdown()
     early = used[len(used) // 10]
     return {
-        "items": done,
+        "items": count,
         "driver_seconds": statistics.median(times),
         "driver_seconds_p90": sorted(times)[int(0.9 * (len(times) - 1))],
         "memory_growth": used[-1] / early - 1,
@@ -134,11 +135,10 @@ def measure(settings: CollectSettings) -> dict[str, Any]:
 
 
 def _fresh(settings: CollectSettings) -> Iterator[Item]:
-    """Items as a dataset without shards asks for them."""
-    there: frozenset[str] = frozenset()
-    for item in items(settings):
-        if f"pairs-{item.number:06d}.parquet" not in there:
-            yield item
+    """Items as a run asks for them, of a dataset that has no shard."""
+    about = PairInfo("stand-in", None, (1, 1, 1), (1, 1), {})
+    there = shards_there(settings)
+    return (item for item in items(settings) if done(settings, item, about, there) is None)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.bundles.made_for import TextEncoderId
-from npnet_runtime.errors import DownloadError, InputError
+from npnet_runtime.errors import DownloadError, InputError, PackagedError
 from npnet_runtime.files import sha256 as file_sha256
 from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.weights.hub import looks_like_hub_id
@@ -202,12 +201,10 @@ class OwnTexts:
 def _folder(name: str, revision: str | None, *, offline: bool) -> tuple[Path, str | None]:
     """Where a text encoder is on this machine, and its commit if it came from the hub."""
     if name in PACKAGED:
-        packaged = PACKAGED[name]
-        spec = find_spec(packaged.package)
-        places = (spec.submodule_search_locations if spec else None) or []
-        for place in places:
-            return Path(place, packaged.folder), None
-        raise InputError(f"the text encoder {name}: the package {packaged.package} is not installed")
+        try:
+            return PACKAGED[name].root(), None
+        except PackagedError as error:
+            raise InputError(f"the text encoder {name}: {error}") from error
     source = REGISTERED.get(name, name)
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser(), None

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -33,10 +33,10 @@ from npnet_export.stages import Stages
 from npnet_export.verification import Verification, record, reference_network, verify
 from npnet_export.weights import WeightsRequest, all_models, get_model
 from npnet_runtime.bundles.bundle import EngineBundle
-from npnet_runtime.bundles.made_for import LatentSpace
 from npnet_runtime.bundles.manifest import FILENAME
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.errors import NPNetError
+from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
 from npnet_runtime.interruption import STOPPING, handling, interrupted_status
 from npnet_runtime.weights.checkpoint import own_config
 from npnet_runtime.weights.hub import hide_progress
@@ -235,15 +235,9 @@ def _for_pipeline(options: argparse.Namespace) -> WeightsRequest:
         offline=options.offline,
         shapes=config,
         reads=reads,
-        latent_space=_space_of(pipe),
+        latent_space=latent_space_of(pipe),
         made_for={"for": options.pipeline} | ({"size": "x".join(map(str, sizes.size))} if sizes.size else {}),
     )
-
-
-def _space_of(pipe: Any) -> LatentSpace | None:
-    from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
-
-    return latent_space_of(pipe)
 
 
 def _plan(settings: ExportSettings) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from npnet_export.records import training_of
-from npnet_runtime.bundles.made_for import LatentSpace, TextEncoderId
+from npnet_runtime.bundles.made_for import KINDS, LatentSpace
 from npnet_runtime.errors import BundleError, CheckpointError, ConfigError
 from npnet_runtime.integrations.diffusers.lora_file import find_lora
 from npnet_runtime.networks.random_weights import random_state
@@ -159,8 +159,7 @@ def made_for_from(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: it is malformed.
     """
-    kinds: dict[str, Any] = {"latent_space": LatentSpace, "text_encoder": TextEncoderId}
     try:
-        return {name: kinds[name].from_dict(value) for name, value in values.items()}
+        return {name: KINDS[name].from_dict(value) for name, value in values.items()}
     except (KeyError, BundleError) as error:
         raise CheckpointError(f"{path}: unreadable metadata ({error})") from error

@@ -14,8 +14,9 @@ class _Recorded:
     """Values of a manifest."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` reads back."""
-        return asdict(self)
+        """Plain values that `from_dict` reads back, as JSON gives them."""
+        values = asdict(self).items()
+        return {name: [*value] if isinstance(value, tuple) else value for name, value in values}
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class TextEncoderId(_Recorded):
         if not all(isinstance(t, str) for t in texts) or not all(type(n) is int and n > 0 for n in sizes):
             raise BundleError(f"text_encoder: malformed, expected names and sizes, given {values}")
         return cls(**found)
+
+
+KINDS: dict[str, Any] = {"latent_space": LatentSpace, "text_encoder": TextEncoderId}
+"""What there is to say, by the name of a manifest's field and of a checkpoint's entry."""
 
 
 def _fields_of(kind: Any, values: Any, name: str) -> dict[str, Any]:

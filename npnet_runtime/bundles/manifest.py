@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from npnet_runtime.bundles.made_for import LatentSpace, TextEncoderId
+from npnet_runtime.bundles.made_for import KINDS, LatentSpace, TextEncoderId
 from npnet_runtime.bundles.spectral import SpectralPolynomial
 from npnet_runtime.errors import BundleError, ConfigError
 from npnet_runtime.networks.npnet_config import NPNetConfig
@@ -22,7 +22,6 @@ FILENAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "npnet-engine-bundle", 1
 # Only of bundles with a field that an earlier runtime does not know, which must refuse those.
 NEWER_FIELDS = {"spectral": 2, "reads": 3, "statistics": 4, "latent_space": 5, "text_encoder": 5}
-_MADE_FOR: dict[str, Any] = {"latent_space": LatentSpace, "text_encoder": TextEncoderId}
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -179,7 +178,7 @@ class Manifest:
                     else None,
                     **{
                         name: None if values[name] is None else kind.from_dict(values[name])
-                        for name, kind in _MADE_FOR.items()
+                        for name, kind in KINDS.items()
                     },
                 }
             )

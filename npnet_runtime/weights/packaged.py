@@ -48,15 +48,23 @@ class PackagedModel:
         Raises:
             PackagedError: the package or the file is missing, or the file was altered.
         """
+        folder = self.root()
+        check_files(folder, [self.filename])
+        return folder / self.filename
+
+    def root(self) -> Path:
+        """The folder of the text-to-image model.
+
+        Raises:
+            PackagedError: the package is missing.
+        """
         spec = find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             raise PackagedError(
                 f"--model {self.name}: expected the package {self.package}, which carries its weights; it is "
                 "not installed: pip install npnet-runtime"
             )
-        folder = Path(spec.submodule_search_locations[0], self.folder)
-        check_files(folder, [self.filename])
-        return folder / self.filename
+        return Path(spec.submodule_search_locations[0], self.folder)
 
 
 _SHAPES: dict[str, Any] = {

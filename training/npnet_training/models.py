@@ -33,10 +33,14 @@ class ModelInfo:
     pipeline_class: str
 
 
+def is_name(name: str) -> bool:
+    """Whether it is a model's that comes with the project or is registered."""
+    return name in PACKAGED or name in EMBEDDED or name in MODELS
+
+
 def absolute_name(name: str) -> str:
     """A name of the same model in any working folder: a local pipeline's becomes absolute."""
-    known = name in PACKAGED or name in EMBEDDED or name in MODELS
-    return str(Path(name).absolute()) if not known and Path(name).exists() else name
+    return str(Path(name).absolute()) if not is_name(name) and Path(name).exists() else name
 
 
 def load_pipeline(

@@ -48,11 +48,8 @@ class Call:
 
         What is begun counts only if the pipeline then draws that very noise: see `draw`.
         """
-        try:
-            pipeline: Any = type(self.pipe)
-            self._arguments = _signature(pipeline).bind(self.pipe, *args, **kwargs).arguments
-        except TypeError:
-            return  # wrong arguments: the pipeline says so itself
+        if not self._bind(args, kwargs):
+            return
         if not isinstance(self._golden.bundle.manifest.config, NPNetConfig):
             return  # another kind of network has nothing to begin with
         latents = self._arguments.get("latents")
@@ -64,6 +61,15 @@ class Call:
             draw = self._foreseen
             noise = draw.peek() if isinstance(draw, Draw) else draw.to(self._golden.device)
             self._ahead = Ahead(self._golden, noise, worker)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Keep the arguments of the call; False for wrong ones, of which the pipeline says so itself."""
+        try:
+            pipeline: Any = type(self.pipe)
+            self._arguments = _signature(pipeline).bind(self.pipe, *args, **kwargs).arguments
+        except TypeError:
+            return False
+        return True
 
     def saw_prompt(self, encoded: Any, caller: FrameType | None) -> None:
         """Keep what `encode_prompt` returned, by the names that the pipeline gives it; the first of each."""

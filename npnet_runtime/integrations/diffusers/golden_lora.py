@@ -26,8 +26,8 @@ from npnet_runtime.integrations.diffusers.checks import judge
 from npnet_runtime.integrations.diffusers.guidance import guidance_of
 from npnet_runtime.integrations.diffusers.latent_space import check_latent_space
 from npnet_runtime.integrations.diffusers.lora_file import LoraConfig, read_lora
-from npnet_runtime.integrations.diffusers.reading import NEGATIVE
-from npnet_runtime.integrations.diffusers.steering import SteeredPipeline
+from npnet_runtime.integrations.diffusers.reading import NEGATIVE, passed_on
+from npnet_runtime.integrations.diffusers.steering import FEW, SteeredPipeline
 from npnet_runtime.integrations.protocol import GivenLatents
 
 BOUND = "_npnet_lora"
@@ -38,7 +38,6 @@ _OF_IMAGES = (
     | {"num_images_per_prompt", "sigmas", "timesteps", "denoising_end", "guidance_rescale", "output_type"}
     | {"num_inference_steps", "intermediate_timesteps", "max_timesteps"}
 )
-_FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
 
 
 class GoldenLora:
@@ -135,7 +134,7 @@ class GoldenLora:
         except BaseException:
             adapter.remove()
             raise
-        return BoundLora(adapter, self.config, pipe)
+        return BoundLora(adapter, self.config)
 
     def using(self, *, strength: float) -> GoldenLora:
         """The same LoRA with another strength."""
@@ -184,18 +183,18 @@ class BoundLora:
     Args:
         adapter: its weights there.
         config: see `LoraConfig`.
-        pipe: the pipeline; not changed but for its denoiser.
     """
 
-    def __init__(self, adapter: Adapter, config: LoraConfig, pipe: Any) -> None:
-        self.adapter, self.config, self.pipe = adapter, config, pipe
+    def __init__(self, adapter: Adapter, config: LoraConfig) -> None:
+        self.adapter, self.config = adapter, config
 
-    def change(self, noise: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def change(self, noise: Tensor, arguments: dict[str, Any], steered: SteeredPipeline) -> Tensor:
         """The change that it predicts for noise (B, C, H, W), float32.
 
         Args:
             noise: as the pipeline draws it.
             arguments: of the pipeline's call, encoded prompts among them, without guidance.
+            steered: the pipeline whose denoiser it is in.
 
         Raises:
             PipelineError: noise of other channels, or the pipeline refused the call.
@@ -204,10 +203,9 @@ class BoundLora:
             raise PipelineError(
                 f"noise: expected {self.config.latent_channels} channels, given {noise.shape[1]}"
             )
-        steered = SteeredPipeline(self.pipe)
         at = torch.tensor(self.config.timestep, device=steered.device)
         # float32 where the pipeline takes it: a change is small beside the noise
-        return predicted_change(self.adapter, steered, noise, at, {**arguments, **_FEW})
+        return predicted_change(self.adapter, steered, noise, at, {**arguments, **FEW})
 
 
 class LoraCall(Call):
@@ -215,14 +213,9 @@ class LoraCall(Call):
 
     def begin(self, worker: ThreadPoolExecutor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Nothing can be done before the prompt is known."""
-        try:
-            pipeline: Any = type(self.pipe)
-            signature = inspect.signature(pipeline.__call__)
-            self._arguments = signature.bind(self.pipe, *args, **kwargs).arguments
-        except TypeError:
-            return  # wrong arguments: the pipeline says so itself
-        lora: Any = self._golden
-        self._golden = _Within(lora, self)  # type: ignore[assignment]
+        if self._bind(args, kwargs):
+            lora: Any = self._golden
+            self._golden = _Within(lora, self)  # type: ignore[assignment]
 
     def prepare(self, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As `Call.prepare`; remembers the size of the image."""
@@ -234,27 +227,17 @@ class LoraCall(Call):
         """What the denoiser is given is the call itself."""
         return self
 
-    def arguments(self, rows: int) -> dict[str, Any]:
+    def arguments(self, steered: SteeredPipeline, rows: int) -> dict[str, Any]:
         """Of a call that asks the denoiser for so many noises, without guidance."""
-        plain: Any = type(self.pipe)
-        parameters = inspect.signature(plain.__call__).parameters
         given = {
             name: value
             for name, value in self._arguments.items()
             if name not in _OF_IMAGES and not name.startswith(NEGATIVE) and value is not None
         }
-        embeds: Tensor | None = None
-        for name, value in self.encoded.items():
-            if isinstance(value, Tensor) and value.dim() == 3:
-                embeds = value
-            if value is None and "mask" in name and embeds is not None:
-                value = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-            if name in parameters and value is not None:
-                given[name] = value
-        given |= {name: _repeated(given[name], rows) for name in self.encoded if name in given}
-        steered = SteeredPipeline(self.pipe)
+        encoded = passed_on(self.encoded, steered.parameters)
+        given |= {name: _repeated(value, rows) for name, value in encoded.items()}
         unguided = guidance_of(steered.copy(), steered.parameters).arguments(1.0)
-        if "negative_prompt" in parameters:
+        if "negative_prompt" in steered.parameters:
             given["negative_prompt"] = None
         return {**given, **unguided, **self.size}
 
@@ -274,7 +257,8 @@ class _Within:
             return noise.clone()
         bound: BoundLora = self._call.pipe.__dict__[BOUND]
         with torch.no_grad():
-            change = bound.change(noise, prompt.arguments(len(noise)))
+            steered = SteeredPipeline(self._call.pipe)
+            change = bound.change(noise, prompt.arguments(steered, len(noise)), steered)
         golden = (noise.float() + change).to(noise.dtype)
         if not golden.isfinite().all():
             raise InputError("golden noise is not finite: the LoRA's denoiser overflows in this precision")

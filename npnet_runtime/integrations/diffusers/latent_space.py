@@ -87,10 +87,6 @@ def _weights(vae: Any) -> str | None:
     """sha256 of the layer that the decoder begins with, in half precision: both kinds of file agree in it."""
     layer = getattr(getattr(vae, "decoder", None), "conv_in", None)
     weight = getattr(layer, "weight", None)
-    if (
-        not isinstance(weight, torch.Tensor)
-        or weight.is_meta
-        or weight.dtype not in (torch.float16, torch.float32)
-    ):
+    if not isinstance(weight, torch.Tensor) or weight.is_meta or weight.dtype not in _KNOWN:
         return None  # offloaded, quantised, or rounded otherwise
     return sha256(weight.detach().half().cpu().contiguous().numpy().tobytes()).hexdigest()

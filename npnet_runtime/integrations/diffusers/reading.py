@@ -14,11 +14,12 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from npnet_runtime.bundles.manifest import Manifest
@@ -143,6 +144,27 @@ def _assigned(tree: ast.AST, before: int) -> Iterator[Assigned]:
             names = tuple(item.id if isinstance(item, ast.Name) else "_" for item in targets)
             last = before + (node.end_lineno or node.lineno)
             yield Assigned(call.func.attr, before + node.lineno, last, names, call)
+
+
+def passed_on(values: Mapping[str, Any], parameters: Container[str]) -> dict[str, Any]:
+    """What a pipeline's call takes of what it encoded; a mask of ones where it left one out.
+
+    Args:
+        values: by the names that the pipeline has for them, embeddings before their masks.
+        parameters: names of the call's.
+    """
+    found: dict[str, Any] = {}
+    embeds: Tensor | None = None
+    for name, value in values.items():
+        if name not in parameters:
+            continue
+        if isinstance(value, Tensor) and value.dim() == 3:
+            embeds = value
+        if value is None and "mask" in name and embeds is not None:
+            value = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def prompt_from(values: Mapping[str, Any], reads: Mapping[str, str], pipeline: str) -> Prompt:

@@ -43,6 +43,8 @@ _REFUSALS = (
     ValueError,
 )
 _STEERING = "_npnet_steering"
+FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
+"""Of a call that ends at its first step or before."""
 
 
 class Drawn(NamedTuple):

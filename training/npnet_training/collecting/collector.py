@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,7 +57,7 @@ class Collector:
         space = latent_space_of(self.pipe)
         return PairInfo(
             self.settings.model, model.revision, self.shape_of(0), own.text_shape, recorded, texts=own.texts,
-            latent_space=None if space is None else json.loads(json.dumps(space.to_dict())),
+            latent_space=None if space is None else space.to_dict(),
         )  # fmt: skip
 
     def shape_of(self, batch: int) -> tuple[int, int, int]:

@@ -45,9 +45,8 @@ def collect(
     began = time.perf_counter()
     next(items(settings))  # prompts that cannot be read end it before a model is loaded or a folder made
     pairs = kept = new = 0
-    there: frozenset[str] = frozenset()
 
-    def todo(info: PairInfo) -> Iterator[Item]:
+    def todo(info: PairInfo, there: frozenset[str]) -> Iterator[Item]:
         nonlocal pairs, kept
         for item in items(settings):
             count = done(settings, item, info, there)
@@ -63,8 +62,7 @@ def collect(
     with _workers(settings) as workers:
         info = workers.info()
         info = _begin(settings, info)
-        there = shards_there(settings)
-        for item, count in workers.collect_all(todo(info)):
+        for item, count in workers.collect_all(todo(info, shards_there(settings))):
             pairs, kept, new = pairs + len(item.prompts), kept + count, new + len(item.prompts)
             report(progress())
     return progress()

@@ -87,6 +87,6 @@ def _lora_arm(text: str, denoiser: Denoiser) -> Arm:
     def change(noise: Tensor, prompts: Conditioning) -> Tensor:
         with torch.no_grad():
             arguments = denoiser.call_arguments(prompts, 1.0, noise.shape)
-            return noise + bound.change(noise, arguments).to(noise)
+            return noise + bound.change(noise, arguments, denoiser.steered).to(noise)
 
     return Arm(text, change, engine=lora.digest)

@@ -10,12 +10,11 @@ from typing import Any
 
 from npnet_runtime.files import atomic_file
 from npnet_runtime.weights.hub import looks_like_hub_id
-from npnet_runtime.weights.models import MODELS
-from npnet_runtime.weights.packaged import PACKAGED
 from npnet_training.errors import SettingsError
 from npnet_training.evaluation.arms import PLAIN
+from npnet_training.evaluation.report import markdown_lines
 from npnet_training.evaluation.settings import EvaluateSettings
-from npnet_training.models import EMBEDDED
+from npnet_training.models import is_name
 
 TABLE, VALUES = "models.md", "models.json"
 
@@ -30,8 +29,7 @@ def by_model(settings: EvaluateSettings) -> list[EvaluateSettings]:
     if len(names) < 2 or Path(settings.model).exists():
         return [settings]
     for name in names:
-        known = name in PACKAGED or name in EMBEDDED or name in MODELS
-        if not (known or Path(name).expanduser().exists() or looks_like_hub_id(name)):
+        if not (is_name(name) or Path(name).expanduser().exists() or looks_like_hub_id(name)):
             # before hours are spent on those before it
             raise SettingsError(f"--model: expected names, folders or repositories, given {name!r}")
     if settings.revision is not None:
@@ -70,7 +68,7 @@ def write_models(parts: Sequence[EvaluateSettings], folder: Path) -> Path:
         for scorer, score in entry["scores"].items()
     ]  # fmt: skip
     header = ["model", "arm", "scorer", "plain", "arm", "difference", "win / tie / loss"]
-    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
+    lines = markdown_lines(header, rows)
     first = parts[0]
     lead = (
         f"The same prompts of {first.prompts} and the same seeds in front of each model. Differences are arm "

@@ -160,7 +160,10 @@ def _encoded(path: Path) -> str:
 
 def _markdown(table: Table) -> str:
     caption, header, rows = table
+    return f"## {caption}\n\n" + "\n".join(markdown_lines(header, rows))
+
+
+def markdown_lines(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    return f"## {caption}\n\n" + "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

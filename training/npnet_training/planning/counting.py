@@ -65,12 +65,12 @@ def count(network: nn.Module, call: Callable[[], Any], blocks: tuple[str, ...] =
 
     with (
         _scopes(network, blocks, scope, found),
-        _Attention(),
+        _Attention() as attention,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         FlopCounterMode(display=False) as flops,
     ):
         call()
-    found.flops = flops.get_total_flops() + _attended.pop("flops", 0)
+    found.flops = flops.get_total_flops() + attention.flops
     return found
 
 
@@ -100,17 +100,20 @@ def _scopes(network: nn.Module, blocks: tuple[str, ...], scope: list[str], found
             hook.remove()
 
 
-_attended: dict[str, float] = {}
-
-
 class _Attention(TorchFunctionMode):
-    """Attention as fused kernels do it, which keep no matrix of queries by keys."""
+    """Attention as fused kernels do it, which keep no matrix of queries by keys; `flops` of all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is F.scaled_dot_product_attention:
             query, key, value = (
                 args[:3] if len(args) > 2 else (kwargs["query"], kwargs["key"], kwargs["value"])
             )
+            pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+            self.flops += 2 * pairs * (query.shape[-1] + value.shape[-1])
             return _Fused.apply(query, key, value)
         return function(*args, **(kwargs or {}))
 
@@ -120,9 +123,6 @@ class _Fused(torch.autograd.Function):
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
         context.save_for_backward(query, key, value, out)
-        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
-        flops = 2 * pairs * (query.shape[-1] + value.shape[-1])
-        _attended["flops"] = _attended.get("flops", 0) + flops
         return out
 
     @staticmethod

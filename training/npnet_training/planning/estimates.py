@@ -70,8 +70,7 @@ def plan_collection(
         guided = parts.mixes and (sample.guidance is None or sample.guidance > 1)
         images = 2
         evaluations += images * sample.steps * (2 if guided else 1)
-    denoised, decoding = _flops(parts)
-    decoded = decoding if images else 0.0
+    denoised, decoded = _flops(parts)
     text = 2.0 * parts.text_parameters * parts.tokens
     flops = evaluations * denoised + images * decoded + text
     hours = pairs * flops / (UTILISATION * gpu.peak * 1e12) / 3600

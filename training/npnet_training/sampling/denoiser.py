@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from npnet_runtime.integrations.diffusers.checks import denoiser
+from npnet_runtime.integrations.diffusers.steering import FEW
 from npnet_training.errors import ModelError, SettingsError
 from npnet_training.sampling.conditioning import Conditioning
-from npnet_training.sampling.encoding import FEW, PromptEncoder
+from npnet_training.sampling.encoding import PromptEncoder
 from npnet_training.sampling.schedule import NoiseSchedule, Prediction, Solver
 
 

@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from npnet_runtime.inputs.texts import Prompt
 from npnet_runtime.integrations.diffusers.guidance import guidance_of
-from npnet_runtime.integrations.diffusers.reading import NEGATIVE, prompt_from, roles_of
-from npnet_runtime.integrations.diffusers.steering import Drawn, SteeredPipeline
+from npnet_runtime.integrations.diffusers.reading import NEGATIVE, passed_on, prompt_from, roles_of
+from npnet_runtime.integrations.diffusers.steering import FEW, Drawn, SteeredPipeline
 from npnet_training.errors import ModelError
 from npnet_training.sampling.conditioning import Conditioning, Value
 
-FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
 """Arguments of a call that ends early."""
 _LONGER = "a red cube"
 
@@ -154,18 +152,9 @@ class PromptEncoder:
         return self._empty[prompt]
 
     def _taken(self, values: Mapping[str, Any], *, negative: bool) -> dict[str, Value]:
-        """What the pipeline's call takes of what it encoded; a mask of ones where it left one out."""
-        found: dict[str, Value] = {}
-        embeds: Tensor | None = None
-        for name, value in values.items():
-            if name not in self.steered.parameters or name.startswith(NEGATIVE) != negative:
-                continue
-            if isinstance(value, Tensor) and value.dim() == 3:
-                embeds = value
-            if value is None and "mask" in name and embeds is not None:
-                value = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-            if value is not None:
-                found[name] = value
+        """What the pipeline's call takes of what it encoded of one of the two prompts."""
+        own = {name: value for name, value in values.items() if name.startswith(NEGATIVE) == negative}
+        found: dict[str, Value] = passed_on(own, self.steered.parameters)
         if not negative and "prompt_embeds" not in found:
             raise ModelError(f"{type(self.pipe).__name__}: its encode_prompt gave no prompt_embeds")
         return found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from torch import Tensor
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.files import atomic_directory, atomic_file
 from npnet_training.command import run
-from npnet_training.errors import TrainError
 from npnet_training.scenes.data import draw_scenes
 from npnet_training.scenes.grammar import prompts
 from npnet_training.scenes.judging import judged
@@ -31,20 +28,15 @@ from npnet_training.scenes.networks import (
 from npnet_training.scenes.placing import SIZES
 from npnet_training.scenes.train_text_encoder import train_text_encoders
 from npnet_training.scenes.train_transformer import Latents, TransformerTraining
-from npnet_training.settings import Settings, differences
-from npnet_training.shapes.train_autoencoder import encode, train_autoencoder
+from npnet_training.settings import Settings
+from npnet_training.shapes.building import Lines, add_look, begin, load, read_looks, save
+from npnet_training.shapes.train_autoencoder import Report, encode, train_autoencoder
 from npnet_training.shapes.train_text_encoder import tokenize
 
 EPILOG = """example:
   python -m npnet_training.scenes.build --output scenes-model
 """
-STATE, LOOKS, WANTED, METRICS, LATENTS = (
-    "denoiser.pt",
-    "looks.json",
-    "settings.json",
-    "metrics.json",
-    "latents.pt",
-)
+STATE, METRICS, LATENTS = "denoiser.pt", "metrics.json", "latents.pt"
 AT_ONCE = 3000  # scenes rendered before they are encoded
 
 
@@ -91,9 +83,10 @@ def build(settings: BuildSettings) -> dict[str, Any]:
     Raises:
         TrainError: the work folder is of other settings.
     """
-    work = settings.output.with_name(settings.output.name + ".work")
-    _begin(settings, work)
-    device, report = str(resolve_device(settings.device)), _Report(time.perf_counter())
+    from diffusers import FluxTransformer2DModel
+
+    work = begin(settings.output, settings)
+    device, report = str(resolve_device(settings.device)), Lines()
     pooled, encoder = _text_encoders(settings, work, device, report)
     vae = _autoencoder(settings, work, device, report)
     parts = _latents(settings, work, vae, device)
@@ -112,35 +105,20 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-            "looks": json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else [],
-            "main": _look(_with(pipe, _load(folder / "transformer", device)), held_out),
-            "early": _look(_with(pipe, _load(folder / "transformer-early", device)), held_out),
+            "looks": read_looks(work),
+            "main": _look(
+                _with(pipe, load(FluxTransformer2DModel, folder / "transformer", device)), held_out
+            ),
+            "early": _look(
+                _with(pipe, load(FluxTransformer2DModel, folder / "transformer-early", device)), held_out
+            ),
         }
         (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
     shutil.rmtree(work)
     return metrics
 
 
-def _begin(settings: BuildSettings, work: Path) -> None:
-    if settings.output.exists():
-        raise TrainError(f"--output {settings.output}: exists; give another, or delete it")
-    own = json.loads(settings.model_dump_json(exclude={"output"}))
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        if (work / WANTED).exists():
-            wrong = differences(json.loads((work / WANTED).read_text()), own)
-            if wrong:
-                raise TrainError(
-                    f"{work} was begun with other settings, delete it or give them again:\n  "
-                    + "\n  ".join(wrong)
-                )
-        with atomic_file(work / WANTED) as temporary:
-            temporary.write_text(json.dumps(own, indent=1) + "\n")
-    except OSError as error:
-        raise TrainError(f"--output {settings.output}: cannot be written ({error})") from error
-
-
-def _text_encoders(settings: BuildSettings, work: Path, device: str, report: _Report) -> tuple[Any, Any]:
+def _text_encoders(settings: BuildSettings, work: Path, device: str, report: Report) -> tuple[Any, Any]:
     from transformers import CLIPTextModel, T5EncoderModel
 
     if not (work / "text_encoder_2").exists():
@@ -148,29 +126,26 @@ def _text_encoders(settings: BuildSettings, work: Path, device: str, report: _Re
         trained = train_text_encoders(
             scenes.to(device), counts.to(device), settings.text_steps, 128, 2e-3, settings.seed, report
         )
-        _save(trained[1], work / "text_encoder")
-        _save(trained[0], work / "text_encoder_2")
+        save(trained[1], work / "text_encoder")
+        save(trained[0], work / "text_encoder_2")
     # The denoiser learns to read the embeddings that are saved, in half precision.
-    kinds: tuple[Any, Any] = (CLIPTextModel, T5EncoderModel)
-    found = [
-        kind.from_pretrained(work / name).float().to(device).eval()
-        for kind, name in zip(kinds, ("text_encoder", "text_encoder_2"), strict=True)
-    ]
-    return found[0], found[1]
+    return (
+        load(CLIPTextModel, work / "text_encoder", device),
+        load(T5EncoderModel, work / "text_encoder_2", device),
+    )
 
 
-def _autoencoder(settings: BuildSettings, work: Path, device: str, report: _Report) -> Any:
+def _autoencoder(settings: BuildSettings, work: Path, device: str, report: Report) -> Any:
     from diffusers import AutoencoderKL
 
-    load: Any = AutoencoderKL.from_pretrained
     if not (work / "vae").exists():
         scenes, _ = draw_scenes(settings.scenes * 5 // 9, settings.seed)
         vae = train_autoencoder(
             make_autoencoder, scenes.images.to(device), settings.autoencoder_steps, 16, 2.5e-3, settings.seed,
             report, kl_weight=1e-6, things=10.0,
         )  # fmt: skip
-        _save(vae, work / "vae")
-    return load(work / "vae").float().to(device).eval()
+        save(vae, work / "vae")
+    return load(AutoencoderKL, work / "vae", device)
 
 
 def _latents(settings: BuildSettings, work: Path, vae: Any, device: str) -> list[Latents]:
@@ -193,7 +168,7 @@ def _latents(settings: BuildSettings, work: Path, vae: Any, device: str) -> list
 
 
 def _train_denoiser(
-    settings: BuildSettings, work: Path, parts: list[Latents], pipe: Any, report: _Report
+    settings: BuildSettings, work: Path, parts: list[Latents], pipe: Any, report: Report
 ) -> None:
     if (work / "transformer").exists():
         return
@@ -206,18 +181,13 @@ def _train_denoiser(
     if (work / STATE).exists():
         training.load(work / STATE)
     held_out = prompts("held-out", settings.judged, settings.seed)
-    looks = json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else []
     for step, transformer in training.run(settings.steps, settings.save_every):
         if step == settings.early:
-            _save(transformer, work / "transformer-early")
+            save(transformer, work / "transformer-early")
         if step % settings.look_every == 0:
-            looks = [look for look in looks if look["step"] != step]
-            looks.append({"step": step, **_look(_with(pipe, transformer), held_out)})
-            print(json.dumps(looks[-1]), file=sys.stderr, flush=True)
-            with atomic_file(work / LOOKS) as temporary:
-                temporary.write_text(json.dumps(looks) + "\n")
+            add_look(work, step, _look(_with(pipe, transformer), held_out))
         if step == settings.steps:
-            _save(transformer, work / "transformer")
+            save(transformer, work / "transformer")
         training.save(work / STATE)  # last: what a kill keeps from being written is made again
 
 
@@ -252,22 +222,6 @@ def _with(pipe: Any, transformer: Any) -> Any:
     return pipe
 
 
-def _load(folder: Path, device: str) -> Any:
-    from diffusers import FluxTransformer2DModel
-
-    load: Any = FluxTransformer2DModel.from_pretrained
-    return load(folder).float().to(device).eval()
-
-
-def _save(part: Any, folder: Path) -> None:
-    """In half precision, whole or not at all."""
-    with atomic_directory(folder, replace=True) as temporary:
-        copy.deepcopy(part).cpu().half().save_pretrained(temporary, safe_serialization=True)
-        config = json.loads((temporary / "config.json").read_text())
-        config.pop("_name_or_path", None)  # the work folder, so that any output gives the same bytes
-        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
 def _write_index(folder: Path) -> None:
     import diffusers
 
@@ -285,18 +239,6 @@ def _write_index(folder: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
-
-
-class _Report:
-    """One line a hundred steps."""
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-
-    def __call__(self, stage: str, step: int, loss: float) -> None:
-        if step % 100 == 0:
-            passed = time.perf_counter() - self.began
-            print(f"{passed:6.0f} s  {stage} step {step}: loss {loss:.4f}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

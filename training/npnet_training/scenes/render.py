@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
-
 from npnet_training.scenes.grammar import Scene
 from npnet_training.scenes.placing import Size, place
-from npnet_training.shapes.grammar import SHAPES
-from npnet_training.shapes.render import PALETTE, Image, Placed, background, coverage
-
-_TINT = 0.04  # a thing's colour, about the palette's
+from npnet_training.shapes.render import Image, Placed, background, paint
 
 
 def render(scene: Scene, generator: random.Random, size: Size = (64, 64), *, seen: bool = True) -> Image:
@@ -31,12 +26,4 @@ def render(scene: Scene, generator: random.Random, size: Size = (64, 64), *, see
 
 def draw(placed: list[Placed], generator: random.Random, size: Size) -> tuple[Image, Image]:
     """Things in their places, and how much of each pixel each kind of shape covers, (4, height, width)."""
-    image = background(generator, size)
-    covered = np.zeros((len(SHAPES), *size), dtype=np.float32)
-    for item in placed:
-        colour = np.array(PALETTE[item.thing.colour], dtype=np.float32)
-        colour = np.clip(colour + [generator.uniform(-_TINT, _TINT) for _ in range(3)], 0, 1)
-        alpha = coverage(item.thing.shape, item.x, item.y, item.radius, size)
-        image += alpha * (colour[:, None, None] - image)
-        covered[SHAPES.index(item.thing.shape)] += alpha
-    return image.astype(np.float32), covered
+    return paint(background(generator, size), placed, generator)

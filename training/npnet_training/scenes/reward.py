@@ -18,8 +18,7 @@ from npnet_training.errors import RewardError
 from npnet_training.scenes.grammar import Group, Scene
 from npnet_training.scenes.placing import BETWEEN_SIZES, RADII, SIZES
 from npnet_training.shapes.grammar import COLOURS, SHAPES
-from npnet_training.shapes.render import coverage
-from npnet_training.shapes.reward import ShapesReward
+from npnet_training.shapes.reward import ShapesReward, Templates
 
 SOUGHT = (4.4, 4.9, 5.5, 6.2, 6.9, 7.8)  # radii in pixels, from the smallest drawn to near the largest
 _SIDE = 27  # of a template: the largest shape and a rim
@@ -48,14 +47,7 @@ class ScenesReward:
 
     def __init__(self, *, device: str | torch.device = "cpu", offline: bool = False) -> None:
         self._colours = ShapesReward(device=device)
-        drawn = [
-            torch.from_numpy(coverage(shape, _SIDE / 2, _SIDE / 2, radius, _SIDE))
-            for shape in SHAPES
-            for radius in SOUGHT
-        ]
-        self._templates = torch.stack(drawn)[:, None].to(device)  # (shapes * radii, 1, side, side)
-        # A thing with its rim of two pixels, in which a larger shape would show.
-        self._windows = F.max_pool2d(self._templates, 5, 1, 2)
+        self._templates = Templates(SOUGHT, _SIDE, device)
         self._radii = torch.tensor(SOUGHT, device=device)
 
     def reward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -98,11 +90,7 @@ class ScenesReward:
 
     def seek(self, mask: Tensor, group: Group) -> Things:
         """The things of a group in the masks of all colours, (colours, H, W)."""
-        own = mask[COLOURS.index(group.thing.colour)][None, None]
-        common = F.conv2d(own, self._templates, padding=_SIDE // 2)[0]
-        inside = F.conv2d(own, self._windows, padding=_SIDE // 2)[0]
-        area = self._templates.sum((1, 2, 3)).view(-1, 1, 1)
-        overlap = (common / (area + inside - common)).unflatten(0, (len(SHAPES), len(SOUGHT)))
+        overlap = self._templates.overlaps(mask[COLOURS.index(group.thing.colour)][None])[0]
         sizes = (_SHARPNESS * overlap).softmax(1)
         best = (overlap * sizes).sum(1)  # (shapes, H, W)
         # At each place the shapes compete: a circle overlaps with a square well, but less than a square.

@@ -17,7 +17,7 @@ from npnet_training.scenes.networks import (
 )
 from npnet_training.shapes.data import Scenes, rows_of
 from npnet_training.shapes.train_autoencoder import Report
-from npnet_training.shapes.train_text_encoder import LayoutHead, tokenize
+from npnet_training.shapes.train_text_encoder import LayoutHead, fit, tokenize
 
 
 def train_text_encoders(
@@ -49,19 +49,14 @@ def train_text_encoders(
         ]
     ).to(device)
     ids = tokenize(tokenizer, scenes.prompts).to(device)
-    parameters = [*encoder.parameters(), *pooled.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
-    for step in range(steps):
-        rows = rows_of(step, len(scenes.prompts), batch, seed)
+
+    def loss(rows: Tensor) -> Tensor:
         states = encoder(ids[rows]).last_hidden_state
-        loss = F.mse_loss(heads[0](states), targets[rows])
-        loss = loss + F.mse_loss(heads[1](states.mean(1)), counts[rows])
-        loss = loss + F.mse_loss(heads[2](pooled(ids[rows]).pooler_output), counts[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        report("text encoders", step, loss.item())
+        found = F.mse_loss(heads[0](states), targets[rows])
+        found = found + F.mse_loss(heads[1](states.mean(1)), counts[rows])
+        return found + F.mse_loss(heads[2](pooled(ids[rows]).pooler_output), counts[rows])
+
+    parameters = [*encoder.parameters(), *pooled.parameters(), *heads.parameters()]
+    batches = (rows_of(step, len(scenes.prompts), batch, seed) for step in range(steps))
+    fit(parameters, map(loss, batches), steps, rate, lambda step, loss: report("text encoders", step, loss))
     return encoder.eval(), pooled.eval()

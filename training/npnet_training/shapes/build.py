@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,25 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from npnet_runtime.devices import resolve_device
-from npnet_runtime.files import atomic_directory, atomic_file
+from npnet_runtime.files import atomic_directory
 from npnet_training.command import run
-from npnet_training.errors import TrainError
 from npnet_training.sampling import RedenoiseSettings, redenoise
 from npnet_training.sampling.denoiser import Denoiser
-from npnet_training.settings import Settings, differences
+from npnet_training.settings import Settings
 from npnet_training.shapes.assets import write_manifest
+from npnet_training.shapes.building import Lines, add_look, begin, load, read_looks, save
 from npnet_training.shapes.data import Scenes, draw_scenes
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.judging import strict_rate
 from npnet_training.shapes.networks import make_autoencoder, make_scheduler, make_tokenizer, make_unet
-from npnet_training.shapes.train_autoencoder import encode, train_autoencoder, train_decoder
+from npnet_training.shapes.train_autoencoder import Report, encode, train_autoencoder, train_decoder
 from npnet_training.shapes.train_text_encoder import tokenize, train_text_encoder
 from npnet_training.shapes.train_unet import UNetTraining
 
 EPILOG = """example:
   python -m npnet_training.shapes.build --output model
 """
-STATE, LOOKS, WANTED, METRICS = "denoiser.pt", "looks.json", "settings.json", "metrics.json"
+STATE, METRICS = "denoiser.pt", "metrics.json"
 
 
 class BuildSettings(Settings):
@@ -81,10 +79,10 @@ def build(settings: BuildSettings) -> dict[str, Any]:
     Raises:
         TrainError: the work folder is of other settings.
     """
-    began = time.perf_counter()
-    work = settings.output.with_name(settings.output.name + ".work")
-    _begin(settings, work)
-    device, report = str(resolve_device(settings.device)), _Report(began)
+    from diffusers import UNet2DConditionModel
+
+    work = begin(settings.output, settings)
+    device, report = str(resolve_device(settings.device)), Lines()
     scenes = draw_scenes(settings.scenes, settings.seed).to(device)
     tokenizer, text = _text_encoder(settings, work, scenes, report)
     vae = _autoencoder(settings, work, scenes, report)
@@ -104,9 +102,9 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-            "looks": json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else [],
-            "main": _judge(_with(pipe, _load_unet(folder / "unet", device)), held_out),
-            "weak": _judge(_with(pipe, _load_unet(folder / "unet-weak", device)), held_out),
+            "looks": read_looks(work),
+            "main": _judge(_with(pipe, load(UNet2DConditionModel, folder / "unet", device)), held_out),
+            "weak": _judge(_with(pipe, load(UNet2DConditionModel, folder / "unet-weak", device)), held_out),
         }
         (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
         write_manifest(folder)
@@ -114,62 +112,40 @@ def build(settings: BuildSettings) -> dict[str, Any]:
     return metrics
 
 
-def _begin(settings: BuildSettings, work: Path) -> None:
-    if settings.output.exists():
-        raise TrainError(f"--output {settings.output}: exists; give another, or delete it")
-    own = json.loads(settings.model_dump_json(exclude={"output"}))
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        if (work / WANTED).exists():
-            wrong = differences(json.loads((work / WANTED).read_text()), own)
-            if wrong:
-                raise TrainError(
-                    f"{work} was begun with other settings, delete it or give them again:\n  "
-                    + "\n  ".join(wrong)
-                )
-        with atomic_file(work / WANTED) as temporary:
-            temporary.write_text(json.dumps(own, indent=1) + "\n")
-    except OSError as error:
-        raise TrainError(f"--output {settings.output}: cannot be written ({error})") from error
-
-
-def _text_encoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _Report) -> tuple[Any, Any]:
+def _text_encoder(settings: BuildSettings, work: Path, scenes: Scenes, report: Report) -> tuple[Any, Any]:
     from transformers import CLIPTextModel
 
-    load: Any = CLIPTextModel.from_pretrained
     if not (work / "text_encoder").exists():
         _, text = train_text_encoder(scenes, settings.text_steps, 128, 2e-3, settings.seed, report)
-        _save(text, work / "text_encoder")
+        save(text, work / "text_encoder")
     # The denoiser learns to read the embeddings that are saved, in half precision.
-    return make_tokenizer(), load(work / "text_encoder").float().to(scenes.images.device)
+    return make_tokenizer(), load(CLIPTextModel, work / "text_encoder", scenes.images.device)
 
 
-def _autoencoder(settings: BuildSettings, work: Path, scenes: Scenes, report: _Report) -> Any:
+def _autoencoder(settings: BuildSettings, work: Path, scenes: Scenes, report: Report) -> Any:
     from diffusers import AutoencoderKL
 
-    load: Any = AutoencoderKL.from_pretrained
     if not (work / "vae-first").exists():
         vae = train_autoencoder(
             make_autoencoder, scenes.images, settings.autoencoder_steps, 32, 4e-3, settings.seed, report
         )
-        _save(vae, work / "vae-first")
-    return load(work / "vae-first").float().to(scenes.images.device).eval()
+        save(vae, work / "vae-first")
+    return load(AutoencoderKL, work / "vae-first", scenes.images.device)
 
 
 def _decoder(
-    settings: BuildSettings, work: Path, vae: Any, scenes: Scenes, latents: Tensor, report: _Report
+    settings: BuildSettings, work: Path, vae: Any, scenes: Scenes, latents: Tensor, report: Report
 ) -> None:
     from diffusers import AutoencoderKL
 
-    load: Any = AutoencoderKL.from_pretrained
     if not (work / "vae").exists():
         train_decoder(vae, scenes.images, latents, settings.decoder_steps, 32, 3e-3, settings.seed, report)
-        _save(vae, work / "vae")
-    vae.load_state_dict(load(work / "vae").float().state_dict())
+        save(vae, work / "vae")
+    vae.load_state_dict(load(AutoencoderKL, work / "vae", vae.device).state_dict())
 
 
 def _train_denoiser(
-    settings: BuildSettings, work: Path, latents: Tensor, texts: list[str], pipe: Any, report: _Report
+    settings: BuildSettings, work: Path, latents: Tensor, texts: list[str], pipe: Any, report: Report
 ) -> None:
     if (work / "unet").exists():
         return
@@ -185,18 +161,13 @@ def _train_denoiser(
     if (work / STATE).exists():
         run.load(work / STATE)
     held_out = prompts("held-out", settings.judged, settings.seed)
-    looks = json.loads((work / LOOKS).read_text()) if (work / LOOKS).exists() else []
     for step, unet in run.run(settings.unet_steps, settings.save_every):
         if step == settings.weak:
-            _save(unet, work / "unet-weak")
+            save(unet, work / "unet-weak")
         if step % settings.look_every == 0:
-            looks = [look for look in looks if look["step"] != step]
-            looks.append({"step": step, **_judge(_with(pipe, unet), held_out)})
-            print(json.dumps(looks[-1]), file=sys.stderr, flush=True)
-            with atomic_file(work / LOOKS) as temporary:
-                temporary.write_text(json.dumps(looks) + "\n")
+            add_look(work, step, _judge(_with(pipe, unet), held_out))
         if step == settings.unet_steps:
-            _save(unet, work / "unet")
+            save(unet, work / "unet")
         run.save(work / STATE)  # last: what a kill keeps from being written is made again
 
 
@@ -215,13 +186,6 @@ def _with(pipe: Any, unet: Any) -> Any:
     return pipe
 
 
-def _load_unet(folder: Path, device: str) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    load: Any = UNet2DConditionModel.from_pretrained
-    return load(folder).float().to(device).eval()
-
-
 def _judge(pipe: Any, held_out: list[str]) -> dict[str, float]:
     denoiser = Denoiser(pipe)
     golden = RedenoiseSettings()
@@ -233,15 +197,6 @@ def _judge(pipe: Any, held_out: list[str]) -> dict[str, float]:
             strict_rate(pipe, held_out, lambda noise, c: redenoise(denoiser, noise, c, golden)).mean()
         ),
     }
-
-
-def _save(part: Any, folder: Path) -> None:
-    """In half precision, whole or not at all."""
-    with atomic_directory(folder, replace=True) as temporary:
-        copy.deepcopy(part).cpu().half().save_pretrained(temporary, safe_serialization=True)
-        config = json.loads((temporary / "config.json").read_text())
-        config.pop("_name_or_path", None)  # the work folder, so that any output gives the same bytes
-        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _write_index(pipe: Any, folder: Path) -> None:
@@ -261,18 +216,6 @@ def _write_index(pipe: Any, folder: Path) -> None:
         "vae": ["diffusers", type(pipe.vae).__name__],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
-
-
-class _Report:
-    """One line a hundred steps."""
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-
-    def __call__(self, stage: str, step: int, loss: float) -> None:
-        if step % 100 == 0:
-            passed = time.perf_counter() - self.began
-            print(f"{passed:6.0f} s  {stage} step {step}: loss {loss:.4f}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -123,11 +124,17 @@ def render(facts: Facts, generator: random.Random) -> Image:
 def render_with_shapes(facts: Facts, generator: random.Random) -> tuple[Image, Image]:
     """A random image, and how much of each pixel each kind of shape covers, (4, 32, 32) in [0, 1]."""
     image = background(generator)
-    covered = np.zeros((len(SHAPES), SIZE, SIZE), dtype=np.float32)
-    for item in place(facts, generator):
+    return paint(image, place(facts, generator), generator)
+
+
+def paint(image: Image, placed: Sequence[Placed], generator: random.Random) -> tuple[Image, Image]:
+    """Things on a background (3, H, W), and how much of each pixel each kind of shape covers, (4, H, W)."""
+    size = image.shape[1], image.shape[2]
+    covered = np.zeros((len(SHAPES), *size), dtype=np.float32)
+    for item in placed:
         colour = np.array(PALETTE[item.thing.colour], dtype=np.float32)
         colour = np.clip(colour + [generator.uniform(-0.04, 0.04) for _ in range(3)], 0, 1)
-        alpha = coverage(item.thing.shape, item.x, item.y, item.radius)
+        alpha = coverage(item.thing.shape, item.x, item.y, item.radius, size)
         image += alpha * (colour[:, None, None] - image)
         covered[SHAPES.index(item.thing.shape)] += alpha
     return image.astype(np.float32), covered

@@ -27,6 +27,34 @@ _MARGIN_WIDTH = 3.0  # pixels over which a relation goes from broken to held
 _ROOM = 1.3  # colour may cover so much more than the things it is asked for
 
 
+class Templates:
+    """All shapes in several sizes, to be laid over masks.
+
+    Args:
+        radii: in pixels.
+        side: of a template, the largest shape and a rim.
+        device: of the masks.
+    """
+
+    def __init__(self, radii: Sequence[float], side: int, device: str | torch.device) -> None:
+        drawn = [
+            torch.from_numpy(coverage(shape, side / 2, side / 2, radius, side))
+            for shape in SHAPES
+            for radius in radii
+        ]
+        self._templates = torch.stack(drawn)[:, None].to(device)  # (shapes * radii, 1, side, side)
+        # A thing with its rim of two pixels, in which a larger shape would show.
+        self._windows = F.max_pool2d(self._templates, 5, 1, 2)
+        self._sizes, self._padding = len(radii), side // 2
+
+    def overlaps(self, masks: Tensor) -> Tensor:
+        """Intersection over union at every place of masks (N, H, W): (N, shapes, radii, H, W)."""
+        common = F.conv2d(masks[:, None], self._templates, padding=self._padding)
+        inside = F.conv2d(masks[:, None], self._windows, padding=self._padding)
+        area = self._templates.sum((1, 2, 3)).view(-1, 1, 1)
+        return (common / (area + inside - common)).unflatten(1, (len(SHAPES), self._sizes))
+
+
 class ShapesReward:
     """Mean degree, 0 to 1, to which a prompt's facts hold: nothing extra, colours, things, relations."""
 
@@ -35,14 +63,7 @@ class ShapesReward:
         hues = colours - colours.mean(1, keepdim=True)
         self._hues = F.normalize(hues, dim=1)
         self._full_chroma = (colours.amax(1) - colours.amin(1)).view(-1, 1, 1)
-        drawn = [
-            torch.from_numpy(coverage(shape, _SIDE / 2, _SIDE / 2, radius, _SIDE))
-            for shape in SHAPES
-            for radius in RADII
-        ]
-        self._templates = torch.stack(drawn)[:, None].to(device)  # (shapes * radii, 1, side, side)
-        # A thing with its rim of two pixels, in which a larger shape would show.
-        self._windows = F.max_pool2d(self._templates, 5, 1, 2)
+        self._templates = Templates(RADII, _SIDE, device)
         self._places = torch.arange(SIZE, device=device) + 0.5
 
     def reward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -94,11 +115,7 @@ class ShapesReward:
 
     def _seek(self, masks: Tensor, shapes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """How well shapes are found in (N, H, W) masks, and their centres in pixels; (N,) each."""
-        common = F.conv2d(masks[:, None], self._templates, padding=_SIDE // 2)
-        inside = F.conv2d(masks[:, None], self._windows, padding=_SIDE // 2)
-        area = self._templates.sum((1, 2, 3)).view(-1, 1, 1)
-        overlap = common / (area + inside - common)
-        overlap = overlap.unflatten(1, (len(SHAPES), len(RADII)))  # (N, shapes, radii, H, W)
+        overlap = self._templates.overlaps(masks)
         overlap = (overlap * (_SHARPNESS * overlap).softmax(2)).sum(2)
         # At each place the shapes compete: a circle overlaps with a square well, but less than a square.
         likelihood = (_SHARPNESS * overlap).softmax(1)

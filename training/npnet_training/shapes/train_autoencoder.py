@@ -109,23 +109,17 @@ class _Optimizer:
 
 
 def _distance(decoded: Tensor, images: Tensor, things: float = 0.0) -> Tensor:
-    """Pixels and edges: L1 of both and squared error of pixels."""
-    if things:
-        return _distance_of_things(decoded, images, things)
-    # sharp rims are what tells shapes apart
-    across = F.l1_loss(decoded.diff(dim=3), images.diff(dim=3))
-    down = F.l1_loss(decoded.diff(dim=2), images.diff(dim=2))
-    return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + across + down
+    """Pixels and edges: L1 of both and squared error of pixels.
 
-
-def _distance_of_things(decoded: Tensor, images: Tensor, things: float) -> Tensor:
-    """The same, with so much more weight where there is colour; without it small things are long grey."""
+    With so much more weight where there is colour: without it, small things stay grey for long.
+    """
     chroma = images.amax(1, keepdim=True) - images.amin(1, keepdim=True)
     weight = 1 + things * F.max_pool2d((chroma > COLOURED).float(), 3, 1, 1)
     weight = weight / weight.mean()
+    # sharp rims are what tells shapes apart
+    across = ((decoded.diff(dim=3) - images.diff(dim=3)).abs() * weight[..., 1:]).mean()
+    down = ((decoded.diff(dim=2) - images.diff(dim=2)).abs() * weight[..., 1:, :]).mean()
     error = decoded - images
-    across = (error.diff(dim=3).abs() * weight[..., 1:]).mean()
-    down = (error.diff(dim=2).abs() * weight[..., 1:, :]).mean()
     return (error.abs() * weight).mean() + (error.square() * weight).mean() + across + down
 
 

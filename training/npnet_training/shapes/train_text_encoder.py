@@ -9,6 +9,7 @@ most of the variance.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -57,19 +58,33 @@ def train_text_encoder(
     encoder = make_text_encoder(tokenizer).to(targets.device).train()
     head = LayoutHead(targets.shape[1]).to(targets.device)
     ids = tokenize(tokenizer, scenes.prompts).to(targets.device)
+
+    def loss(rows: Tensor) -> Tensor:
+        return F.mse_loss(head(encoder(ids[rows]).last_hidden_state), targets[rows])
+
     parameters = [*encoder.parameters(), *head.parameters()]
+    batches = (rows_of(step, len(scenes.prompts), batch, seed) for step in range(steps))
+    fit(parameters, map(loss, batches), steps, rate, lambda step, loss: report("text encoder", step, loss))
+    return tokenizer, encoder.eval()
+
+
+def fit(
+    parameters: list[nn.Parameter],
+    losses: Iterator[Tensor],
+    steps: int,
+    rate: float,
+    report: Callable[[int, float], None],
+) -> None:
+    """Minimise the losses of so many steps by AdamW, with a one-cycle learning rate."""
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
-    for step in range(steps):
-        rows = rows_of(step, len(scenes.prompts), batch, seed)
-        loss = F.mse_loss(head(encoder(ids[rows]).last_hidden_state), targets[rows])
+    for step, loss in enumerate(losses):
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        report("text encoder", step, loss.item())
-    return tokenizer, encoder.eval()
+        report(step, loss.item())
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:

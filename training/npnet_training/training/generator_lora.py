@@ -25,8 +25,8 @@ from npnet_runtime.integrations.diffusers.adapter import (
 )
 from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
 from npnet_runtime.integrations.diffusers.lora_file import LoraConfig, read_lora, write_lora
+from npnet_runtime.integrations.diffusers.steering import FEW
 from npnet_training.errors import ModelError, SettingsError, TrainError
-from npnet_training.sampling.encoding import FEW
 from npnet_training.training.generator import FrozenGenerator
 from npnet_training.training.losses import Loss
 from npnet_training.training.settings import TrainSettings
