@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from npnet_training.shapes.assets import FOLDER
+from npnet_training.embedded import SHAPES
 
 ROOT = Path(__file__).parents[1]
 RUN = ("README.md", "docs/engines.md", "docs/spectral.md")
@@ -127,7 +127,7 @@ def test_results_are_those_committed() -> None:
 
 
 def test_the_study_is_of_what_is_bundled() -> None:
-    listed = json.loads((FOLDER / "assets.json").read_text())["files"]
+    listed = json.loads((SHAPES.folder / "assets.json").read_text())["files"]
     for name in ("npnet", "prompt-attention"):
         assert STUDY["networks"][name] == listed[f"golden/{name}.safetensors"]["sha256"]
     for condition in STUDY["conditions"].values():

@@ -5,11 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from npnet_training.shapes.bundle import BundleSettings
 
 from npnet_training.collecting import cli as collecting
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.demo import cli as demo
 from npnet_training.demo.settings import DemoSettings
+from npnet_training.distill import DistillSettings
 from npnet_training.evaluation import cli as evaluation
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.headroom import cli as headroom
@@ -20,8 +22,6 @@ from npnet_training.scenes import train_second_judge
 from npnet_training.settings import parse
 from npnet_training.shapes import bundle, distill
 from npnet_training.shapes.build import BuildSettings
-from npnet_training.shapes.bundle import BundleSettings
-from npnet_training.shapes.distill import DistillSettings
 from npnet_training.study import __main__ as study
 from npnet_training.study.settings import StudySettings
 from npnet_training.training import cli as training
@@ -32,7 +32,7 @@ SETTINGS = {
     "npnet-collect": CollectSettings, "npnet-train": TrainSettings, "npnet-evaluate": EvaluateSettings,
     "npnet-headroom": HeadroomSettings, "npnet-demo": DemoSettings,
     "npnet_training.shapes.build": BuildSettings, "npnet_training.shapes.bundle": BundleSettings,
-    "npnet_training.shapes.distill": DistillSettings,
+    "npnet_training.distill": DistillSettings,
     "npnet_training.study": StudySettings, "npnet_training.planning": planning.PlanningSettings,
     "npnet_training.scenes.build": scenes.BuildSettings,
     "npnet_training.scenes.train_second_judge": train_second_judge.SecondJudgeSettings,

@@ -13,9 +13,10 @@ from npnet_runtime.errors import PipelineError
 from npnet_runtime.integrations.diffusers.loading import load
 from npnet_runtime.weights.models import MODELS
 from npnet_runtime.weights.packaged import PACKAGED
+from npnet_training.embedded import WORLDS, embedded_folder, find_embedded
 from npnet_training.errors import ModelError
 
-EMBEDDED = ("shapes", "shapes-weak")
+EMBEDDED = tuple(name for world in WORLDS.values() for name in world.names)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def load_pipeline(
 
     Args:
         name: a folder as `save_pretrained` writes it, `owner/repository` on the hub, a file of
-            safetensors, a registered model (`npnet-export --list`), or the embedded `shapes`, `shapes-weak`.
+            safetensors, a registered model (`npnet-export --list`), or an embedded one: `EMBEDDED`.
         device: where to.
         dtype: of its weights.
         revision: commit, branch or tag on the hub.
@@ -65,16 +66,19 @@ def load_pipeline(
         ModelError: there is none of that name, it cannot be fetched, or diffusers is missing.
     """
     embedded = PACKAGED[name].base_model if name in PACKAGED else name
-    if embedded in EMBEDDED:
-        from npnet_training.shapes.assets import load_pipeline as load_shapes
-
-        pipe = load_shapes(unet=embedded.partition("-")[2] or "main", device=device, dtype=dtype)
+    if found := find_embedded(embedded):
+        world, variant = found
+        pipe = world.load(variant, device=device, dtype=dtype)
         pipe.set_progress_bar_config(disable=True)
         return pipe, ModelInfo(name, None, type(pipe).__name__)
     source = MODELS[name].base_model if name in MODELS else name
-    pipe = _load(source, dtype, revision, offline)
-    found = getattr(pipe.config, "_commit_hash", None) or _digest(Path(source))
-    return pipe.to(device), ModelInfo(name, found, type(pipe).__name__)
+    if own := embedded_folder(Path(source)):
+        pipe = own.load(dtype=dtype, folder=Path(source))
+        pipe.set_progress_bar_config(disable=True)
+    else:
+        pipe = _load(source, dtype, revision, offline)
+    revision = getattr(pipe.config, "_commit_hash", None) or _digest(Path(source))
+    return pipe.to(device), ModelInfo(name, revision, type(pipe).__name__)
 
 
 def _load(source: str, dtype: torch.dtype, revision: str | None, offline: bool) -> Any:

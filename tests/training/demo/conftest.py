@@ -8,7 +8,8 @@ from npnet_runtime.networks.npnet_config import NPNetConfig, SwinConfig
 from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.weights import checkpoint
-from npnet_training.shapes import assets, build
+from npnet_training.embedded import SHAPES
+from npnet_training.shapes import build
 from support.shapes import SMALL
 
 pytest.importorskip("diffusers")
@@ -28,5 +29,5 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build.build(build.BuildSettings(output=folder, **SMALL))
     for name, config in NETWORKS.items():
         checkpoint.write(folder / "golden" / f"{name}.safetensors", random_state(config, 0), config)
-    assets.write_manifest(folder)
+    SHAPES.write_manifest(folder)
     return folder

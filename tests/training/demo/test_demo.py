@@ -21,10 +21,10 @@ from npnet_runtime.files import sha256
 from npnet_training.demo import DemoSettings, checks, demonstrate
 from npnet_training.demo.cli import main
 from npnet_training.demo.summary import STRICT
+from npnet_training.demo.worlds import WORLDS
+from npnet_training.embedded import SHAPES, AssetsError, EmbeddedModel
 from npnet_training.errors import DemoError
 from npnet_training.sampling import draw_noise
-from npnet_training.shapes import assets
-from npnet_training.shapes.assets import FOLDER, load_pipeline, write_manifest
 from npnet_training.shapes.grammar import Facts, prompts
 from npnet_training.shapes.verify import verify
 from support.damage import alter
@@ -149,7 +149,7 @@ def test_bundled_model_draws_what_an_attached_pipeline_draws(tmp_path: Path) -> 
     demonstration = demonstrate(settings)
     assert demonstration.results["model"]["folder"] == "shapes, bundled"
     drawn = demonstration.drawn["main"]
-    pipe = load_pipeline()
+    pipe = SHAPES.load()
     pipe.set_progress_bar_config(disable=True)
     noise = draw_noise([settings.seed], (4, 16, 16))
     golden = GoldenNoise(settings.output / "engine", device="cpu")
@@ -226,17 +226,17 @@ def test_refused(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_a_file_of_prompts(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\nA RED circle\n\na blue cross below a cyan square\n")
-    found = checks.read_facts((str(file), "a green triangle", "2"))
+    found = checks.read_facts((str(file), "a green triangle", "2"), WORLDS["shapes"])
     held_out = prompts("held-out", 2)
-    assert [str(one) for one in found] == [
+    assert found == [
         "a red circle", "a blue cross below a cyan square", "a green triangle", *held_out,
     ]  # fmt: skip
     file.write_text("a red circle\na dog\n")
-    with pytest.raises(checks.ShapesError, match=r"prompts.txt, prompt 2: expected 'a COLOUR SHAPE"):
-        checks.read_facts((str(file),))
+    with pytest.raises(checks.PromptsError, match=r"prompts.txt, prompt 2: expected 'a COLOUR SHAPE"):
+        checks.read_facts((str(file),), WORLDS["shapes"])
     file.write_text("\n")
     with pytest.raises(checks.PromptsError, match="found none"):
-        checks.read_facts((str(file),))
+        checks.read_facts((str(file),), WORLDS["shapes"])
 
 
 @pytest.mark.parametrize("damage", ["altered", "missing", "unlisted"])
@@ -252,7 +252,7 @@ def test_weights_are_checked(
         weights.unlink()
     else:
         weights.unlink()
-        write_manifest(folder)
+        SHAPES.write_manifest(folder)
     options = ["--model-dir", str(folder), "--output", str(tmp_path / "out"), "--prompts", "2", *QUICK]
     assert main(options) == 2
     says = {
@@ -271,9 +271,9 @@ def test_an_altered_bundled_model(model: Path, tmp_path: Path, monkeypatch: pyte
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     alter(folder / "golden" / "npnet.safetensors")
-    monkeypatch.setattr(assets, "FOLDER", folder)
-    with pytest.raises(assets.ShapesAssetsError, match=r"was altered.*reinstall with pip install"):
-        assets.check(folder)
+    monkeypatch.setattr(EmbeddedModel, "folder", folder)
+    with pytest.raises(AssetsError, match=r"was altered.*reinstall with pip install"):
+        SHAPES.check(folder)
 
 
 def test_the_weak_denoiser_must_be_there(
@@ -282,7 +282,7 @@ def test_the_weak_denoiser_must_be_there(
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     shutil.rmtree(folder / "unet-weak")
-    write_manifest(folder)
+    SHAPES.write_manifest(folder)
     options = ["--model-dir", str(folder), "--output", str(tmp_path / "out"), "--prompts", "1", *QUICK]
     assert main([*options, "--model", "weak"]) == 2
     assert "lists no unet-weak" in capsys.readouterr().err
@@ -301,7 +301,7 @@ def test_no_network_and_the_bundled_files_stay(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", False, raising=False)
 
     def state() -> dict[Path, tuple[int, int, str]]:
-        paths = [path for path in FOLDER.rglob("*") if path.is_file()]
+        paths = [path for path in SHAPES.folder.rglob("*") if path.is_file()]
         return {path: (path.stat().st_mode, path.stat().st_mtime_ns, sha256(path)) for path in paths}
 
     before = state()

@@ -9,6 +9,7 @@ from PIL import Image
 from npnet_training.demo.drawing import Drawn, Times
 from npnet_training.demo.summary import STRICT, image_rows, summarise
 from npnet_training.demo.tables import tables
+from npnet_training.demo.worlds import WORLDS
 from npnet_training.shapes.grammar import Facts, prompts
 from npnet_training.shapes.render import render
 from npnet_training.shapes.verify import KINDS, kind_of, verify
@@ -33,7 +34,7 @@ def arm(wrong: set[int]) -> list[Drawn]:
 
 def test_rates_and_differences() -> None:
     plain, golden = set(range(16)), {0, 1, 2, 3, 30, 31}
-    found = summarise({"plain": arm(plain), "golden": arm(golden)}, resamples=2000)
+    found = summarise({"plain": arm(plain), "golden": arm(golden)}, resamples=2000, world=WORLDS["shapes"])
     strict = found["golden"][STRICT]
     assert found["plain"][STRICT] == {"rate": 24 / 40}
     assert strict["rate"] == pytest.approx(34 / 40)
@@ -50,7 +51,7 @@ def test_rates_and_differences() -> None:
 
 def test_single_things_have_no_relation() -> None:
     one = [drawn("a red circle", "a red circle", 0)]
-    found = summarise({"plain": one, "golden": one}, resamples=100)
+    found = summarise({"plain": one, "golden": one}, resamples=100, world=WORLDS["shapes"])
     assert set(found["plain"]) == {STRICT, "count", "colour", "shape"}
     results = {"denoisers": {"main": {"arms": found, "time": {}}}}
     assert [row[1] for row in tables(results)[1].rows] == ["count", "colour", "shape"]
@@ -61,7 +62,9 @@ def test_seeds_of_a_prompt_are_one_group() -> None:
     names = HELD_OUT[:4]
     plain = [drawn(name, name, 0) for name in names for _ in range(50)]
     other = [drawn(name, HELD_OUT[9] if name == names[0] else name, 0) for name in names for _ in range(50)]
-    found = summarise({"plain": plain, "golden": other}, resamples=1000)["golden"][STRICT]
+    found = summarise({"plain": plain, "golden": other}, resamples=1000, world=WORLDS["shapes"])["golden"][
+        STRICT
+    ]
     assert found["difference"] == pytest.approx(-0.25)
     assert found["low"] <= -0.5
     assert found["high"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from diffusers import FluxPipeline
 
 from npnet_runtime.integrations.diffusers.checks import judge
 from npnet_runtime.integrations.diffusers.loading import dtype_option
+from npnet_training.embedded import AssetsError
 from npnet_training.errors import TrainError
+from npnet_training.models import load_pipeline
 from npnet_training.sampling import Denoiser
 from npnet_training.scenes import build as module
 from npnet_training.scenes.build import BuildSettings, build
@@ -25,11 +28,12 @@ from npnet_training.scenes.pipeline import ScenesPipeline
 from npnet_training.scenes.train_text_encoder import train_text_encoders
 from npnet_training.scenes.train_transformer import Latents, TransformerTraining, pack
 from npnet_training.shapes.train_text_encoder import tokenize
+from support.damage import alter
 
 FLOAT = dtype_option(torch.float32)
 QUICK: dict[str, Any] = {
-    "scenes": 36, "autoencoder_steps": 2, "text_steps": 2, "steps": 4, "early": 2, "save_every": 2,
-    "look_every": 4, "judged": 1,
+    "scenes": 36, "autoencoder_steps": 2, "crop_steps": 1, "decoder_steps": 2, "text_steps": 2, "steps": 4,
+    "kept": (2,), "save_every": 2, "look_every": 4, "judged": 1,
 }  # fmt: skip
 
 
@@ -55,7 +59,7 @@ def test_an_ordinary_flux(built: Path) -> None:
     ).images  # fmt: skip
     assert np.array_equal(image, same)
     denoiser = Denoiser(own, (64, 48), {"max_sequence_length": TOKENS})
-    assert denoiser.latent_shape == (CHANNELS, 16, 12)
+    assert denoiser.latent_shape == (CHANNELS, 8, 6)
     assert not (built / "vae" / "config.json").read_text().count("work")
 
 
@@ -64,7 +68,7 @@ def test_metrics_say_what_was_seen(built: Path) -> None:
     assert metrics["main"]["prompts"] == 10
     assert [look["step"] for look in metrics["looks"]] == [4]
     for name in ("plain", "guided"):
-        assert 0 <= metrics["early"][name]["strict"] <= 1
+        assert 0 <= metrics["main"][name]["strict"] <= 1
         assert sum(metrics["main"][name]["failures"].values()) in (0, pytest.approx(1))
 
 
@@ -86,7 +90,7 @@ def test_goes_on_after_a_kill(built: Path, tmp_path: Path, monkeypatch: pytest.M
         build(BuildSettings(output=output, **QUICK | {"seed": 1}))
     monkeypatch.setattr(module, "train_text_encoders", None)  # is not trained again
     build(settings)
-    for name in ("transformer", "transformer-early", "vae"):
+    for name in ("transformer", "checkpoints/2/transformer", "vae"):
         file = f"{name}/diffusion_pytorch_model.safetensors"
         assert (output / file).read_bytes() == (built / file).read_bytes()
     with pytest.raises(TrainError, match="exists; give another"):
@@ -116,11 +120,11 @@ def test_the_velocity_is_learned_on_what_is_packed() -> None:
     )
     assert losses[-1] < losses[0]
     seen: list[float] = []
-    clean = torch.randn(8, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    clean = torch.randn(8, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     ids = tokenize(make_tokenizer(), scenes.prompts)
     empty = tokenize(make_tokenizer(), [""])[0]
     training = TransformerTraining(
-        [Latents(clean, ids)], empty, encoder, pooled, batch=8, rate=3e-3, seed=0,
+        [Latents(clean, ids, scenes.layouts)], empty, encoder, pooled, batch=8, rate=3e-3, seed=0,
         report=lambda stage, step, loss: seen.append(loss),
     )  # fmt: skip
     training.warm_up = 1
@@ -143,5 +147,24 @@ def test_images_are_judged_from_the_noise_that_is_given(built: Path) -> None:
 
     rows = judged(pipe, held_out, change, steps=1, batch=2, size=(48, 64))
     assert [row.kind for row in rows] == [Scene.parse(prompt).kind for prompt in held_out]
-    assert seen == [(2, 16, 12, 16), (1, 16, 12, 16)]
+    assert seen == [(2, 16, 6, 8), (1, 16, 6, 8)]
     assert all(row.strict == (row.failure is None) for row in rows)
+
+
+def test_the_folder_is_known_as_the_worlds(built: Path, tmp_path: Path) -> None:
+    """By its manifest, so that images have the world's size without a word; an altered one is refused."""
+    for folder in (built, built / "checkpoints" / "2"):
+        pipe, about = load_pipeline(str(folder))
+        assert isinstance(pipe, ScenesPipeline)
+        assert about.pipeline_class == "ScenesPipeline"
+        assert Denoiser(pipe).latent_shape == (CHANNELS, 8, 8)
+    weights = [
+        path / "transformer" / "diffusion_pytorch_model.safetensors"
+        for path in (built, built / "checkpoints" / "2")
+    ]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+    copy = tmp_path / "model"
+    shutil.copytree(built, copy)
+    alter(copy / "transformer" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(AssetsError, match=r"was altered.*scenes\.build"):
+        load_pipeline(str(copy))

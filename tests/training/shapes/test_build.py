@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from npnet_training.embedded import MANIFEST, SHAPES, AssetsError
 from npnet_training.errors import TrainError
 from npnet_training.sampling import Denoiser, SampleSettings, draw_noise, sample_images
-from npnet_training.shapes import assets, build, judging
+from npnet_training.shapes import build, judging
 from npnet_training.shapes.data import draw_scenes, rows_of
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.networks import TOKENS, WIDTH, WORDS, make_autoencoder, make_tokenizer
@@ -27,7 +28,7 @@ pytest.importorskip("diffusers")
 def test_on_a_gpu(tmp_path: Path, small: dict[str, int]) -> None:
     settings = build.BuildSettings(output=tmp_path / "model", device="cuda", **small)
     assert build.build(settings)["device"] != "cpu"
-    assets.check(tmp_path / "model")
+    SHAPES.check(tmp_path / "model")
 
 
 def test_a_word_is_a_token() -> None:
@@ -39,7 +40,7 @@ def test_a_word_is_a_token() -> None:
 
 
 def test_pipeline_makes_images_and_is_a_diffusers_folder(built: Path) -> None:
-    pipe = assets.load_pipeline(folder=built)
+    pipe = SHAPES.load(folder=built)
     pipe.set_progress_bar_config(disable=True)
     denoiser = Denoiser(pipe)
     assert denoiser.latent_shape == (4, 16, 16)
@@ -58,7 +59,7 @@ def test_pipeline_makes_images_and_is_a_diffusers_folder(built: Path) -> None:
 
 
 def test_weak_is_another_denoiser_with_the_same_rest(built: Path) -> None:
-    main, weak = assets.load_pipeline(folder=built), assets.load_pipeline(folder=built, unet="weak")
+    main, weak = SHAPES.load(folder=built), SHAPES.load("weak", folder=built)
     assert torch.equal(main.vae.decoder.conv_in.weight, weak.vae.decoder.conv_in.weight)
     assert not torch.equal(main.unet.conv_in.weight, weak.unet.conv_in.weight)
 
@@ -102,7 +103,7 @@ def _killed_after(step: int, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_judging_does_not_depend_on_the_batch(built: Path) -> None:
-    pipe, held_out = assets.load_pipeline(folder=built), prompts("held-out", 5)
+    pipe, held_out = SHAPES.load(folder=built), prompts("held-out", 5)
     seen: list[torch.Tensor] = []
 
     def change(noise: torch.Tensor, conditioning: object) -> torch.Tensor:
@@ -132,9 +133,9 @@ def test_damage_is_found_before_anything_is_opened(built: Path, tmp_path: Path, 
         (folder / "unet").rename(tmp_path / "unet")
         (folder / "unet").symlink_to(tmp_path / "unet")
     else:
-        (folder / assets.MANIFEST).write_text("[]")
-    with pytest.raises(assets.ShapesAssetsError, match=r"npnet_training\.shapes\.build"):
-        assets.load_pipeline(folder=folder)
+        (folder / MANIFEST).write_text("[]")
+    with pytest.raises(AssetsError, match=r"npnet_training\.shapes\.build"):
+        SHAPES.load(folder=folder)
 
 
 @pytest.mark.parametrize("part", ["model_index.json", "unet", "unet-weak", "vae", "licence"])
@@ -142,25 +143,25 @@ def test_a_manifest_must_be_that_of_a_model(built: Path, tmp_path: Path, part: s
     folder = tmp_path / "model"
     shutil.copytree(built, folder)
     if part == "licence":
-        listing = json.loads((folder / assets.MANIFEST).read_text())
+        listing = json.loads((folder / MANIFEST).read_text())
         del listing["licence"]
-        (folder / assets.MANIFEST).write_text(json.dumps(listing))
+        (folder / MANIFEST).write_text(json.dumps(listing))
     else:
         (shutil.rmtree if (folder / part).is_dir() else os.remove)(folder / part)
-        assets.write_manifest(folder)
-    with pytest.raises(assets.ShapesAssetsError, match=rf"lists no {part}|names no {part}"):
-        assets.check(folder, ["main", "weak"])
+        SHAPES.write_manifest(folder)
+    with pytest.raises(AssetsError, match=rf"lists no {part}|names no {part}"):
+        SHAPES.check(folder, ["main", "weak"])
     if part == "unet-weak":
-        assets.check(folder)
+        SHAPES.check(folder)
 
 
 def test_what_diffusers_cannot_load(built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(built, folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    assets.write_manifest(folder)
-    with pytest.raises(assets.ShapesAssetsError, match="diffusers cannot load it"):
-        assets.load_pipeline(folder=folder)
+    SHAPES.write_manifest(folder)
+    with pytest.raises(AssetsError, match="diffusers cannot load it"):
+        SHAPES.load(folder=folder)
 
 
 def test_weak_must_be_a_step_that_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +203,8 @@ def test_decoder_learns_and_the_latents_stay() -> None:
     vae = train_autoencoder(make_autoencoder, scenes.images, 8, 16, 4e-3, 0, lambda stage, step, loss: None)
     latents = encode(vae, scenes.images)
     losses: list[float] = []
-    train_decoder(vae, scenes.images, latents, 12, 16, 3e-3, 0, lambda stage, step, loss: losses.append(loss))
+    train_decoder(
+        vae, [(scenes.images, latents)], 12, 16, 3e-3, 0, lambda stage, step, loss: losses.append(loss)
+    )
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
     assert torch.equal(encode(vae, scenes.images), latents)

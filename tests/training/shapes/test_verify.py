@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from npnet_training.shapes.assets import FOLDER
+from npnet_training.embedded import SHAPES as MODEL
 from npnet_training.shapes.grammar import (
     ALL_THINGS,
     COLOURS,
@@ -74,7 +74,7 @@ def test_true_renders_pass_and_wrong_prompts_do_not(count: int) -> None:
 def test_the_bundled_autoencoder_keeps_most_renders_true() -> None:
     """97.7 % of these 300, fewer than the blur above: about the most that a denoiser before it can reach."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    vae = diffusers.AutoencoderKL.from_pretrained(FOLDER / "vae", local_files_only=True)
+    vae = diffusers.AutoencoderKL.from_pretrained(MODEL.folder / "vae", local_files_only=True)
     facts, images = zip(*scenes(FAST), strict=True)
     with torch.no_grad():
         latents = vae.encode(torch.from_numpy(np.stack(images)) * 2 - 1).latent_dist.mean

@@ -9,16 +9,16 @@ import torch
 
 from npnet_kernels import SVD
 from npnet_runtime.weights import checkpoint
+from npnet_training.embedded import SHAPES
 from npnet_training.evaluation import Results
 from npnet_training.sampling import Conditioning
-from npnet_training.shapes.assets import FOLDER
 from npnet_training.study import arms
 from npnet_training.study.__main__ import main
 from npnet_training.study.conditions import CONDITIONS
 from npnet_training.study.report import table
 from npnet_training.study.run import STRICT, folder_of
 
-NETWORKS = FOLDER / "golden"
+NETWORKS = SHAPES.folder / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_another_study_is_not_mixed_in(
 
 def test_says_which_denoiser(studied: Path) -> None:
     document = json.loads((studied / "study.json").read_text())
-    listed = json.loads((FOLDER / "assets.json").read_text())["files"]
+    listed = json.loads((SHAPES.folder / "assets.json").read_text())["files"]
     weights = listed["unet/diffusion_pytorch_model.safetensors"]["sha256"]
     assert document["conditions"]["base"]["denoiser"] == weights
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from npnet_training.errors import StorageError
 from npnet_training.sampling import RedenoiseSettings, SampleSettings
+from npnet_training.scorers import NEVER_CHOOSE
 from npnet_training.settings import Settings, parse_size
 from npnet_training.storage import Location, locate
 
@@ -76,6 +77,13 @@ class CollectSettings(Settings):
         except StorageError as error:
             raise ValueError(str(error)) from error
         return place if isinstance(place, Path) else place.url
+
+    @field_validator("scorers")
+    @classmethod
+    def _may_select(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if judging_only := NEVER_CHOOSE & set(value):
+            raise ValueError(f"{', '.join(judging_only)} judges only, so that it stays independent")
+        return value
 
     @field_validator("sizes")
     @classmethod

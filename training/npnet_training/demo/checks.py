@@ -7,49 +7,50 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from npnet_training.demo.settings import DemoSettings
+from npnet_training.demo.worlds import World
 from npnet_training.errors import DemoError, PromptsError
 from npnet_training.prompt_files import SUFFIXES, kind_of
 from npnet_training.prompts import read_prompts
-from npnet_training.shapes.grammar import Facts, ShapesError, prompts
 
 RESULTS = "demo.json"
 _MOST = 20_000  # held-out prompts; there are about three times as many
 _MODULES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 
 
-def read_facts(sources: tuple[str, ...]) -> list[Facts]:
+def read_facts(sources: tuple[str, ...], world: World) -> list[str]:
     """Distinct prompts in the order of their sources.
 
     Args:
         sources: a number of held-out prompts, a file that `npnet_training.prompts` reads, or a prompt, each.
+        world: theirs.
 
     Raises:
-        ShapesError: a prompt is outside the grammar.
-        PromptsError: there is none, too many are asked for, or a file cannot be read.
+        PromptsError: a prompt is outside the grammar, there is none, too many are asked for, or a file
+            cannot be read.
     """
-    found: dict[Facts, None] = {}
+    found: dict[str, None] = {}
     for source in sources:
-        found.update(dict.fromkeys(_read(source.strip())))
+        found.update(dict.fromkeys(_read(source.strip(), world)))
     if not found:
         raise PromptsError('--prompts: expected a number, a file or a prompt such as "a red circle"')
     return list(found)
 
 
-def _read(source: str) -> Iterator[Facts]:
+def _read(source: str, world: World) -> Iterator[str]:
     if _is_number(source):
         if not source.isdecimal() or not 1 <= float(source) <= _MOST:
             raise PromptsError(
                 f"--prompts: expected 1 to {_MOST} held-out prompts, in digits, given {source}"
             )
-        yield from map(Facts.parse, prompts("held-out", int(source)))
-    elif source.startswith("shapes:") or kind_of(Path(source)) in SUFFIXES or _is_file(source):
+        yield from world.held_out(int(source))
+    elif source.startswith(("shapes:", "scenes:")) or kind_of(Path(source)) in SUFFIXES or _is_file(source):
         for number, prompt in enumerate(read_prompts(source), 1):
             try:
-                yield Facts.parse(prompt.text)
-            except ShapesError as error:
-                raise ShapesError(f"{source}, prompt {number}: {error}") from error
+                yield str(world.parse(prompt.text))
+            except PromptsError as error:
+                raise PromptsError(f"{source}, prompt {number}: {error}") from error
     else:
-        yield Facts.parse(source)
+        yield str(world.parse(source))
 
 
 def _is_number(source: str) -> bool:

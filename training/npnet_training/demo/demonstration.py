@@ -15,18 +15,17 @@ import torch
 from npnet_runtime import GoldenNoise, __version__
 from npnet_runtime.files import atomic_directory
 from npnet_runtime.networks.registry import network_for
-from npnet_runtime.weights.packaged import PACKAGED
+from npnet_runtime.weights.packaged import PackagedModel
 from npnet_training.demo.checks import RESULTS, check_modules, check_output, read_facts
 from npnet_training.demo.settings import DemoSettings
+from npnet_training.embedded import AssetsError
 from npnet_training.errors import DemoError
-from npnet_training.shapes.assets import FOLDER, ShapesAssetsError, check
 
 if TYPE_CHECKING:
     from npnet_runtime.bundles.bundle import EngineBundle
     from npnet_training.demo.drawing import Drawn
 
 ENGINE, GALLERY = "engine", "gallery.html"
-_PACKAGED = {"prompt-attention": PACKAGED["shapes"], "npnet": PACKAGED["shapes-npnet"]}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def demonstrate(settings: DemoSettings, say: Callable[[str], None] = lambda text
 
     Raises:
         PromptsError: prompts that are outside the grammar, or none.
-        ShapesAssetsError: the model or the golden-noise weights are missing or altered.
+        AssetsError: the model or the golden-noise weights are missing or altered.
         DemoError: a module is missing, or the folder cannot be written.
         NPNetError: the engine could not be built.
     """
@@ -72,13 +71,13 @@ def check_all(settings: DemoSettings) -> tuple[list[str], dict[str, Any]]:
         The prompt of each pair of images, and the listing of the model's files.
 
     Raises:
-        PromptsError, ShapesAssetsError, DemoError: see `demonstrate`.
+        PromptsError, AssetsError, DemoError: see `demonstrate`.
     """
-    facts = read_facts(settings.prompts)
+    prompts = read_facts(settings.prompts, settings.about)
     check_output(settings.output, force=settings.force)
     listing = _check_assets(settings)
     check_modules(settings)
-    return [str(one) for one in facts for _ in range(settings.seeds)], listing
+    return [one for one in prompts for _ in range(settings.seeds)], listing
 
 
 def _output(settings: DemoSettings) -> AbstractContextManager[Path]:
@@ -86,10 +85,10 @@ def _output(settings: DemoSettings) -> AbstractContextManager[Path]:
 
 
 def _check_assets(settings: DemoSettings) -> dict[str, Any]:
-    listing = check(settings.models, settings.denoisers)
-    name = _PACKAGED[settings.network].filename
+    listing = settings.about.model.check(settings.models, settings.denoisers)
+    name = _packaged(settings).filename
     if name not in listing["files"]:
-        raise ShapesAssetsError(
+        raise AssetsError(
             f"{settings.models}: expected the golden-noise weights {name}, listed in its manifest; it has "
             f"none. Train them with npnet-collect and npnet-train, or leave --model-dir out"
         )
@@ -110,7 +109,7 @@ def _run(
     from npnet_training.demo.summary import image_rows, summarise
     from npnet_training.demo.tables import about, tables, timing
 
-    say(f"exporting {_PACKAGED[settings.network].filename} to {settings.engine}")
+    say(f"exporting {_packaged(settings).filename} to {settings.engine}")
     bundle = _export(settings, folder / ENGINE)
     golden = GoldenNoise(bundle, device="cpu")
     drawn, images, found = {}, [], {}
@@ -121,7 +120,11 @@ def _run(
         images += image_rows(name, drawn[name])
         times = {"one image": artist.time_one(prompts[0])}
         times[f"batches of {min(settings.batch, len(prompts))}"] = artist.times.summary()
-        found[name] = {"arms": summarise(drawn[name], settings.resamples), "time": times}
+        found[name] = {
+            "steps": settings.steps_of(name),
+            "arms": summarise(drawn[name], settings.resamples, settings.about),
+            "time": times,
+        }
         shown = slice(settings.pictures)
         write_grid(folder / f"grid-{name}.png", drawn[name][PLAIN][shown], drawn[name][GOLDEN][shown])
     results = {
@@ -138,9 +141,9 @@ def _export(settings: DemoSettings, folder: Path) -> EngineBundle:
     from npnet_export import ExportSettings, export
     from npnet_export.weights import WeightsRequest
 
-    model = _PACKAGED[settings.network]
+    model = _packaged(settings)
     # The bundle names the package where it can: it is then the same on every machine.
-    source = None if settings.models == FOLDER else str((settings.models / model.filename).absolute())
+    source = None if _bundled(settings) else str((settings.models / model.filename).absolute())
     return export(
         ExportSettings(
             WeightsRequest(model, source), folder, model.name, settings.engine, max_batch=settings.batch,
@@ -150,15 +153,14 @@ def _export(settings: DemoSettings, folder: Path) -> EngineBundle:
 
 
 def _about(settings: DemoSettings, bundle: EngineBundle, listing: dict[str, Any]) -> dict[str, Any]:
-    manifest, name = bundle.manifest, _PACKAGED[settings.network].filename
+    manifest, name = bundle.manifest, _packaged(settings).filename
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in network_for(manifest.config).parameters())
-    bundled = settings.models == FOLDER
     parity = next(row for row in manifest.parity if row.tolerance is not None)
     return {
         "settings": settings.model_dump(mode="json", exclude={"output", "force", "model_dir"}),
         "model": {
-            "folder": "shapes, bundled" if bundled else settings.models.name,
+            "folder": f"{settings.world}, bundled" if _bundled(settings) else settings.models.name,
             "licence": listing["licence"],
             "files": len(listing["files"]),
         },
@@ -179,3 +181,11 @@ def _about(settings: DemoSettings, bundle: EngineBundle, listing: dict[str, Any]
         },
         "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def _packaged(settings: DemoSettings) -> PackagedModel:
+    return settings.about.networks[settings.network]
+
+
+def _bundled(settings: DemoSettings) -> bool:
+    return settings.models == settings.about.model.folder

@@ -15,8 +15,6 @@ from npnet_runtime import GoldenNoise
 from npnet_training.demo.settings import DemoSettings
 from npnet_training.evaluation.evaluator import CANDIDATES
 from npnet_training.sampling import Conditioning, Denoiser, SampleSettings, draw_noise, sample_images
-from npnet_training.scorers.shapes import judge
-from npnet_training.shapes.assets import load_pipeline
 from npnet_training.shapes.verify import Verdict
 
 if TYPE_CHECKING:
@@ -55,24 +53,24 @@ class Times:
 
 
 class Artist:
-    """A pipeline of the shapes world before which golden noise can be made.
+    """A pipeline of a world before which golden noise can be made.
 
     Args:
         settings: of the demo.
         golden: the engine.
-        denoiser: `main` or `weak`.
+        denoiser: one of the world's.
 
     Raises:
-        ShapesAssetsError: a file of the model is missing or altered.
+        AssetsError: a file of the model is missing or altered.
     """
 
     def __init__(self, settings: DemoSettings, golden: GoldenNoise, denoiser: str) -> None:
-        self.pipe = load_pipeline(unet=denoiser, folder=settings.models)
+        self.pipe = settings.about.model.load(denoiser, folder=settings.models)
         self.pipe.set_progress_bar_config(disable=True)
         self.settings, self.golden, self.name = settings, golden, denoiser
         self.denoiser = Denoiser(self.pipe)
         self.times = Times()
-        self._sample = SampleSettings(steps=settings.steps, guidance=settings.guidance)
+        self._sample = SampleSettings(steps=settings.steps_of(denoiser), guidance=settings.guidance)
 
     def draw(self, prompts: Sequence[str], say: Callable[[str], None]) -> dict[str, list[Drawn]]:
         """The images of every arm in the order of the prompts; image i is from seed `settings.seed` + i.
@@ -106,7 +104,7 @@ class Artist:
         began = time.perf_counter()
         better = self.golden(noise, conditioning.prompt_embeds)
         self.times.golden.append((time.perf_counter() - began) / len(seeds))
-        with _stopwatch(self.pipe.unet) as calls:
+        with _stopwatch(self.denoiser.network) as calls:
             plain = self._judged(prompts, seeds, conditioning, noise)
         self.times.denoising.append(sum(calls) / len(seeds))
         arms = {PLAIN: plain, GOLDEN: self._judged(prompts, seeds, conditioning, better)}
@@ -123,7 +121,7 @@ class Artist:
     ) -> list[Drawn]:
         images = sample_images(self.denoiser, conditioning, noise, self._sample, seeds=seeds)
         return [
-            Drawn(prompt, seed, image, judge(prompt, image))
+            Drawn(prompt, seed, image, self.settings.about.judge(prompt, image))
             for prompt, seed, image in zip(prompts, seeds, images, strict=True)
         ]
 
@@ -131,7 +129,7 @@ class Artist:
         began = time.perf_counter()
         self.golden(noise, conditioning.prompt_embeds)
         golden = time.perf_counter() - began
-        with _stopwatch(self.pipe.unet) as calls:
+        with _stopwatch(self.denoiser.network) as calls:
             sample_images(self.denoiser, conditioning, noise, self._sample)
         return golden, sum(calls)
 

@@ -5,34 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from npnet_training.demo.worlds import WORLDS, World
 from npnet_training.settings import WHOLE, Settings
-from npnet_training.shapes.assets import FOLDER
-
-DENOISERS = ("main", "weak")
 
 
 class DemoSettings(Settings):
-    """Draw prompts of the shapes world from plain and from golden noise, and judge the images."""
+    """Draw prompts of a world of shapes from plain and from golden noise, and judge the images."""
 
     output: Path = Path("npnet-demo")
     """Folder to write."""
+    world: Literal["shapes", "scenes"] = "shapes"
+    """shapes: a Stable Diffusion of 32x32 pixels, which fails at shapes; scenes: a FLUX of 64x64, which fails
+    at placement, binding and counting."""
     prompts: Annotated[tuple[str, ...], WHOLE] = ("200",)
     """A number of held-out prompts, a file of prompts, or the text of one; may be repeated."""
     seeds: int = Field(default=1, ge=1)
     """Noises for each prompt."""
     seed: int = Field(default=2_000_000, ge=0, lt=2**31)
     """Of the first noise; far from those that networks are trained and evaluated on."""
-    model: Literal["main", "weak", "both"] = "main"
-    """The denoiser: the main one, the same stopped earlier, or both in turn."""
+    model: Literal["main", "weak", "few-step", "both"] = "main"
+    """The denoiser: the main one; of shapes the same stopped earlier, weak; of scenes the few-step one that
+    was distilled from it; or both in turn."""
     network: Literal["prompt-attention", "npnet"] = "prompt-attention"
     """Golden-noise network: the one that attends to the prompt, trained in front of the weak denoiser, or the
     paper's, trained on pairs of the main one."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What the network is exported to and runs in."""
-    steps: int = Field(default=10, ge=1, le=1000)
-    """Denoising steps."""
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    """Denoising steps; by default 10, of the few-step model 4."""
     guidance: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Classifier-free guidance; up to 1 there is none."""
     compare: Literal["best-of-2"] | None = None
@@ -51,9 +53,25 @@ class DemoSettings(Settings):
     @property
     def denoisers(self) -> tuple[str, ...]:
         """Names of the denoisers to run."""
-        return DENOISERS if self.model == "both" else (self.model,)
+        return tuple(self.about.model.denoisers) if self.model == "both" else (self.model,)
+
+    @property
+    def about(self) -> World:
+        """The world that is shown."""
+        return WORLDS[self.world]
 
     @property
     def models(self) -> Path:
         """Folder of the models that are shown."""
-        return self.model_dir or FOLDER
+        return self.model_dir or self.about.model.folder
+
+    def steps_of(self, denoiser: str) -> int:
+        """Denoising steps of one of the denoisers."""
+        return self.steps or self.about.model.denoisers[denoiser].steps
+
+    @model_validator(mode="after")
+    def _of_the_world(self) -> DemoSettings:
+        known = tuple(self.about.model.denoisers)
+        if self.model != "both" and self.model not in known:
+            raise ValueError(f"model: expected {', '.join(known)} or both in the world {self.world}")
+        return self

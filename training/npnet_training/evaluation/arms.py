@@ -17,7 +17,7 @@ from npnet_runtime.integrations.diffusers.reading import reads_of
 from npnet_training.errors import SettingsError
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.sampling import Conditioning, Denoiser, redenoise
-from npnet_training.scorers import Scorer, load_scorer
+from npnet_training.scorers import NEVER_CHOOSE, Scorer, load_scorer
 
 PLAIN = "plain"
 Change = Callable[[Tensor, Conditioning], Tensor]
@@ -56,8 +56,10 @@ def make_arms(settings: EvaluateSettings, denoiser: Denoiser) -> list[Arm]:
 
 
 def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
-    if text == "redenoised":
-        return Arm(text, lambda noise, prompts: redenoise(denoiser, noise, prompts, settings.redenoise))
+    if found := re.fullmatch(r"redenoised(?::(guidance|embedded|text-mix))?", text):
+        how = settings.redenoise.model_copy(update={"weight": found[1]} if found[1] else {})
+        how.weight_for(denoiser)
+        return Arm(text, lambda noise, prompts: redenoise(denoiser, noise, prompts, how))
     if text.startswith("golden:"):
         if find_lora(text.removeprefix("golden:")) is not None:
             return _lora_arm(text, denoiser)
@@ -75,9 +77,12 @@ def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
         count = int(found[1])
         if count < 2:
             raise SettingsError(f"--arms {text}: expected best of 2 or more")
+        if found[2] in NEVER_CHOOSE:
+            raise SettingsError(f"--arms {text}: {found[2]} judges only, so that it stays independent")
         chooser = load_scorer(found[2], device=settings.device, offline=settings.offline)
         return Arm(text, None, count, chooser)
-    raise SettingsError(f"--arms: expected golden:ENGINE_DIR, redenoised or best-of-N:SCORER, given {text!r}")
+    known = "golden:ENGINE_DIR, redenoised[:WEIGHT] or best-of-N:SCORER"
+    raise SettingsError(f"--arms: expected {known}, given {text!r}")
 
 
 def _lora_arm(text: str, denoiser: Denoiser) -> Arm:

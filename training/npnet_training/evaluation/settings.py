@@ -61,7 +61,8 @@ class EvaluateSettings(JudgedImagesSettings):
     """
 
     arms: tuple[str, ...] = ()
-    """What plain noise is compared with: golden:ENGINE_DIR, redenoised, best-of-N:SCORER."""
+    """What plain noise is compared with: golden:ENGINE_DIR, redenoised, best-of-N:SCORER. redenoised:guidance
+    and redenoised:text-mix say what is turned, in place of --redenoise.weight."""
     seeds: int = Field(default=1, ge=1)
     """Noises for each prompt; two or more show the diversity between them."""
     batch: int = Field(default=16, ge=1)

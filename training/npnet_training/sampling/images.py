@@ -38,7 +38,7 @@ class SampleSettings(Settings):
     """As the pipeline takes it; up to 1 there is none where two predictions are mixed. By default 5.5 where
     they are mixed by guidance_scale, and the pipeline's own elsewhere."""
     scheduler: Literal["ddim", "dpm++", "euler"] | None = None
-    """None for the model's own."""
+    """None for the model's own; of flows dpm++ or euler."""
 
     def guidance_of(self, denoiser: Denoiser) -> float | None:
         """What is given to a pipeline: None for its own default."""
@@ -153,11 +153,24 @@ def _step_noise(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def scheduler_of(pipe: Any, name: str | None) -> Any:
-    """A scheduler for one call: the pipeline's, or another with its settings."""
+    """A scheduler for one call: the pipeline's, or another with its settings.
+
+    Raises:
+        SettingsError: one that does not sample flows, for a flow.
+    """
     if name is None:
         return copy.copy(pipe.scheduler)
     import diffusers
 
+    if isinstance(pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        if name == "euler":
+            return copy.copy(pipe.scheduler)
+        if name != "dpm++":
+            raise SettingsError(f"scheduler: expected dpm++ or euler for a flow, given {name}")
+        own: Any = pipe.scheduler
+        config = {**own.config, "time_shift_type": "exponential"}
+        solver = diffusers.DPMSolverMultistepScheduler
+        return solver.from_config(config, prediction_type="flow_prediction", use_flow_sigmas=True)
     # Latents are not bounded; DDIM would clip them by its own default.
     return getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config, clip_sample=False)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.files import atomic_directory, atomic_file
 from npnet_training.command import run
+from npnet_training.embedded import SCENES
 from npnet_training.scenes.data import draw_scenes
 from npnet_training.scenes.grammar import prompts
 from npnet_training.scenes.judging import judged
@@ -29,14 +30,30 @@ from npnet_training.scenes.placing import SIZES
 from npnet_training.scenes.train_text_encoder import train_text_encoders
 from npnet_training.scenes.train_transformer import Latents, TransformerTraining
 from npnet_training.settings import Settings
-from npnet_training.shapes.building import Lines, add_look, begin, load, read_looks, save
-from npnet_training.shapes.train_autoencoder import Report, encode, train_autoencoder
+from npnet_training.shapes.building import (
+    CHECKPOINTS,
+    METRICS,
+    Lines,
+    add_look,
+    begin,
+    load,
+    read_looks,
+    save,
+)
+from npnet_training.shapes.train_autoencoder import (
+    Precision,
+    Report,
+    autocast,
+    encode,
+    train_autoencoder,
+    train_decoder,
+)
 from npnet_training.shapes.train_text_encoder import tokenize
 
 EPILOG = """example:
   python -m npnet_training.scenes.build --output scenes-model
 """
-STATE, METRICS, LATENTS = "denoiser.pt", "metrics.json", "latents.pt"
+STATE, LATENTS = "denoiser.pt", "latents.pt"
 AT_ONCE = 3000  # scenes rendered before they are encoded
 
 
@@ -50,16 +67,23 @@ class BuildSettings(Settings):
     """Of everything random; the same seed gives other weights on another kind of device."""
     device: str = "cpu"
     """Where to train: cpu or cuda."""
-    scenes: int = Field(default=36_000, ge=1)
-    """Training images of 64x64 pixels; a quarter as many of each other size."""
-    autoencoder_steps: int = Field(default=2600, ge=1)
+    scenes: int = Field(default=54_000, ge=1)
+    """Training images of 64x64 pixels; two ninths as many of each other size."""
+    autoencoder_steps: int = Field(default=7100, ge=1)
     """Of the autoencoder, 16 images each."""
+    crop_steps: int = Field(default=5500, ge=0)
+    """The first of them, on parts of the images."""
+    decoder_steps: int = Field(default=3000, ge=0)
+    """Of its decoder alone, after that: 16 images each."""
     text_steps: int = Field(default=3000, ge=1)
     """Of the text encoders, 128 prompts each."""
-    steps: int = Field(default=9000, ge=1)
+    steps: int = Field(default=13_000, ge=1)
     """Of the denoiser, 64 scenes each."""
-    early: int = Field(default=3000, ge=1)
-    """Steps after which the denoiser is kept as the earlier one; a multiple of save_every."""
+    kept: tuple[int, ...] = (1000, 2000, 4000, 7000)
+    """Steps after which the denoiser is kept beside the last one, under checkpoints/; multiples of
+    save_every."""
+    precision: Precision = "bf16"
+    """Of the products of the autoencoder and the denoiser; fp32 is faster on processors without bf16."""
     save_every: int = Field(default=250, ge=1)
     """Steps of the denoiser between two states."""
     look_every: int = Field(default=1000, ge=1)
@@ -69,8 +93,8 @@ class BuildSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> BuildSettings:
-        if self.early % self.save_every or self.early > self.steps:
-            raise ValueError(f"early: expected a multiple of {self.save_every} up to {self.steps}")
+        if any(step % self.save_every or step > self.steps for step in self.kept):
+            raise ValueError(f"kept: expected multiples of {self.save_every} up to {self.steps}")
         return self
 
 
@@ -93,12 +117,11 @@ def build(settings: BuildSettings) -> dict[str, Any]:
     pipe = _pipeline(vae, pooled, encoder)
     _train_denoiser(settings, work, parts, pipe, report)
     with atomic_directory(settings.output) as folder:
-        for name in ("vae", "text_encoder", "text_encoder_2", "transformer", "transformer-early"):
-            shutil.copytree(work / name, folder / name)
-        make_tokenizer().save_pretrained(folder / "tokenizer")
-        make_tokenizer().save_pretrained(folder / "tokenizer_2")
-        make_scheduler().save_pretrained(folder / "scheduler")
-        _write_index(folder)
+        _assemble(work, work / "transformer", folder)
+        for step in settings.kept:
+            early = folder / CHECKPOINTS / str(step)
+            _assemble(work, work / CHECKPOINTS / str(step), early)
+            SCENES.write_manifest(early)
         held_out = prompts("held-out", 10 * settings.judged, settings.seed)
         metrics = {
             "settings": json.loads(settings.model_dump_json(exclude={"output"})),
@@ -109,11 +132,9 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             "main": _look(
                 _with(pipe, load(FluxTransformer2DModel, folder / "transformer", device)), held_out
             ),
-            "early": _look(
-                _with(pipe, load(FluxTransformer2DModel, folder / "transformer-early", device)), held_out
-            ),
         }
         (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+        SCENES.write_manifest(folder)
     shutil.rmtree(work)
     return metrics
 
@@ -138,11 +159,23 @@ def _text_encoders(settings: BuildSettings, work: Path, device: str, report: Rep
 def _autoencoder(settings: BuildSettings, work: Path, device: str, report: Report) -> Any:
     from diffusers import AutoencoderKL
 
-    if not (work / "vae").exists():
-        scenes, _ = draw_scenes(settings.scenes * 5 // 9, settings.seed)
+    if not (work / "vae-first").exists():
+        scenes, _ = draw_scenes(max(1, settings.scenes * 4 // 9), settings.seed)
         vae = train_autoencoder(
-            make_autoencoder, scenes.images.to(device), settings.autoencoder_steps, 16, 2.5e-3, settings.seed,
-            report, kl_weight=1e-6, things=10.0,
+            make_autoencoder, scenes.images.to(device), settings.autoencoder_steps, 16, 2e-3, settings.seed,
+            report, kl_weight=5e-6, things=2.0, crops=settings.crop_steps, precision=settings.precision,
+            warm_up=0.1,
+        )  # fmt: skip
+        save(vae, work / "vae-first")
+    if not (work / "vae").exists():
+        vae = load(AutoencoderKL, work / "vae-first", device)
+        count, parts = max(1, settings.scenes * 2 // 9), []
+        for size in SIZES:
+            images = draw_scenes(count, settings.seed + 500, size)[0].images.to(device)
+            parts.append((images, encode(vae, images)))
+        train_decoder(
+            vae, parts, settings.decoder_steps, 16, 1e-3, settings.seed, report, things=2.0,
+            precision=settings.precision,
         )  # fmt: skip
         save(vae, work / "vae")
     return load(AutoencoderKL, work / "vae", device)
@@ -154,17 +187,20 @@ def _latents(settings: BuildSettings, work: Path, vae: Any, device: str) -> list
     if not path.exists():
         made: list[dict[str, Tensor]] = []
         for size in SIZES:
-            count = settings.scenes if size[0] == size[1] else max(1, settings.scenes // 4)
-            latents, ids = [], []
+            count = settings.scenes if size[0] == size[1] else max(1, settings.scenes * 2 // 9)
+            latents, ids, layouts = [], [], []
             for start in range(0, count, AT_ONCE):
                 scenes, _ = draw_scenes(min(AT_ONCE, count - start), settings.seed + 1000 + start, size)
-                latents.append(encode(vae, scenes.images.to(device)).cpu() * vae.config.scaling_factor)
+                with autocast(vae.device, settings.precision):
+                    found = encode(vae, scenes.images.to(device)).float().cpu()
+                latents.append(found * vae.config.scaling_factor)
                 ids.append(tokenize(tokenizer, scenes.prompts))
-            made.append({"latents": torch.cat(latents), "ids": torch.cat(ids)})
+                layouts.append(scenes.layouts.half())
+            made.append({"latents": torch.cat(latents), "ids": torch.cat(ids), "layouts": torch.cat(layouts)})
         with atomic_file(path) as temporary:
             torch.save(made, temporary)
     found = torch.load(path, weights_only=True)
-    return [Latents(part["latents"].to(device), part["ids"].to(device)) for part in found]
+    return [Latents(*(part[name].to(device) for name in ("latents", "ids", "layouts"))) for part in found]
 
 
 def _train_denoiser(
@@ -175,15 +211,15 @@ def _train_denoiser(
     device = parts[0].latents.device
     empty = tokenize(make_tokenizer(), [""])[0].to(device)
     training = TransformerTraining(
-        parts, empty, pipe.text_encoder_2, pipe.text_encoder, batch=64, rate=1.5e-3, seed=settings.seed,
-        report=report,
+        parts, empty, pipe.text_encoder_2, pipe.text_encoder, batch=64, rate=4e-3, seed=settings.seed,
+        report=report, precision=settings.precision,
     )  # fmt: skip
     if (work / STATE).exists():
         training.load(work / STATE)
     held_out = prompts("held-out", settings.judged, settings.seed)
     for step, transformer in training.run(settings.steps, settings.save_every):
-        if step == settings.early:
-            save(transformer, work / "transformer-early")
+        if step in settings.kept:
+            save(transformer, work / CHECKPOINTS / str(step))
         if step % settings.look_every == 0:
             add_look(work, step, _look(_with(pipe, transformer), held_out))
         if step == settings.steps:
@@ -204,6 +240,17 @@ def _look(pipe: Any, held_out: list[str]) -> dict[str, Any]:
             "failures": {name: count / failures.total() for name, count in sorted(failures.items())},
         }
     return found
+
+
+def _assemble(work: Path, transformer: Path, folder: Path) -> None:
+    """An ordinary pipeline's folder."""
+    for name in ("vae", "text_encoder", "text_encoder_2"):
+        shutil.copytree(work / name, folder / name)
+    shutil.copytree(transformer, folder / "transformer")
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    make_tokenizer().save_pretrained(folder / "tokenizer_2")
+    make_scheduler().save_pretrained(folder / "scheduler")
+    _write_index(folder)
 
 
 def _pipeline(vae: Any, pooled: Any, encoder: Any) -> Any:

@@ -15,6 +15,8 @@ from npnet_training.shapes.data import Scenes, layouts_of
 from npnet_training.shapes.grammar import ALL_THINGS
 from npnet_training.shapes.render import Placed
 
+CELL = 8  # pixels a side, of layouts
+
 
 def draw_placed(count: int, seed: int, size: Size) -> list[tuple[Scene, list[Placed], random.Random]]:
     """Random scenes of the training split in their places, and what goes on to draw each."""
@@ -33,13 +35,13 @@ def draw_placed(count: int, seed: int, size: Size) -> list[tuple[Scene, list[Pla
 def draw_scenes(count: int, seed: int, size: Size = (64, 64)) -> tuple[Scenes, Tensor]:
     """Random scenes of the training split, and how often each thing is in them, (N, 24) float32.
 
-    Layouts are of square scenes alone; of others they are empty.
+    Layouts are (N, 7, H / 8, W / 8).
     """
     placed = draw_placed(count, seed, size)
     drawn = [draw(items, generator, size) for _, items, generator in placed]
     images = torch.from_numpy(np.stack([image for image, _ in drawn])) * 2 - 1
     kinds = torch.from_numpy(np.stack([kind for _, kind in drawn]))
-    layouts = layouts_of(images, kinds) if size[0] == size[1] else torch.empty(count, 0)
+    layouts = layouts_of(images, kinds, CELL)
     counts = torch.tensor(
         [[sum(i.thing == thing for i in items) for thing in ALL_THINGS] for _, items, _ in placed]
     )

@@ -6,12 +6,9 @@ from typing import Any
 
 from npnet_training.scenes.grammar import WORDS
 
-TOKENS, WIDTH, POOLED = (
-    16,
-    96,
-    64,
-)  # of the prompt's embeddings: the longest prompt has 13 words and two marks
-CHANNELS, FACTOR = 16, 4  # of latents: channels, pixels a side
+# Of the prompt's embeddings; the longest prompt has 13 words and two marks.
+TOKENS, WIDTH, POOLED = 16, 96, 64
+CHANNELS, FACTOR = 16, 8  # of latents: channels, pixels a side
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -60,19 +57,19 @@ def make_pooled_encoder(tokenizer: Any) -> Any:
 
 
 def make_autoencoder() -> Any:
-    """An AutoencoderKL of HxW pixels to 16 x H/4 x W/4 latents."""
+    """An AutoencoderKL of HxW pixels to 16 x H/8 x W/8 latents."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 48), layers_per_block=1, norm_num_groups=8, latent_channels=CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96), layers_per_block=1, norm_num_groups=8, latent_channels=CHANNELS,
         sample_size=64, use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
         shift_factor=0.0,
     )  # fmt: skip
 
 
 def make_transformer() -> Any:
-    """A FluxTransformer2DModel on packed latents, 64 tokens for 64x64 pixels; predicts velocity."""
+    """A FluxTransformer2DModel on packed latents, 16 tokens for 64x64 pixels; predicts velocity."""
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
@@ -85,11 +82,11 @@ def make_transformer() -> Any:
 def make_scheduler() -> Any:
     """Rectified flow, shifted the more the larger the image, as FLUX.1-dev's: by 0.5 to 1.15 in its terms.
 
-    With a few dozen tokens that FLUX's own figures extrapolate to; they are set for 48 and 64.
+    FLUX's own figures are for hundreds of tokens; these are for the 12 and 16 of this world.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15,
-        base_image_seq_len=48, max_image_seq_len=256,
+        base_image_seq_len=12, max_image_seq_len=64,
     )  # fmt: skip

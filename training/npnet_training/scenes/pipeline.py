@@ -23,7 +23,9 @@ def _with_defaults(call: Any, **defaults: Any) -> Any:
     values = tuple({**own, **defaults}.values())
     copy = FunctionType(plain.__code__, plain.__globals__, plain.__name__, values, plain.__closure__)
     copy.__kwdefaults__ = plain.__kwdefaults__
-    return torch.no_grad()(functools.update_wrapper(copy, plain))
+    functools.update_wrapper(copy, plain)
+    del copy.__wrapped__  # who unwraps it is to find these defaults
+    return torch.no_grad()(copy)
 
 
 class ScenesPipeline(FluxPipeline):

@@ -20,6 +20,7 @@ from npnet_training.errors import ScorerError
 from npnet_training.scenes.grammar import Scene
 from npnet_training.shapes.grammar import COLOURS, SHAPES
 
+FILE = "second-judge.safetensors"
 CELL = 8  # pixels a side, of which each belongs to at most one thing: no two centres are as close
 MALFORMED = len(SHAPES)
 WIDTHS = (24, 48, 64)

@@ -12,6 +12,7 @@ from npnet_training.scenes.placing import BETWEEN_SIZES, relation_of
 from npnet_training.shapes.verify import UNKNOWN, Seen, Verdict, see
 
 FAILURES = ("shape", "colour", "count", "binding", "placement")
+FACTS = ("count", "colour", "thing", "size", "relation")
 
 
 def verify(image: NDArray[np.floating], scene: Scene) -> Verdict:
@@ -53,6 +54,17 @@ def _sized(item: Seen, group: Group) -> bool:
     return (item.radius < BETWEEN_SIZES) == (group.size == "small")
 
 
+def fact_of(statement: str) -> str:
+    """What a statement of a verdict is about: one of `FACTS`."""
+    if statement.endswith(" things"):
+        return "count"
+    if statement.endswith(" there"):
+        return "thing"
+    if statement.endswith((" is small", " is large")):
+        return "size"
+    return "colour" if statement.split()[1] == "of" else "relation"
+
+
 def failure_of(verdict: Verdict, scene: Scene) -> str | None:
     """What is wrong first with an image, one of `FAILURES`; None if nothing is.
 
@@ -74,6 +86,6 @@ def failure_of(verdict: Verdict, scene: Scene) -> str | None:
         return "shape"
     if sorted(item.thing for item in seen) != sorted(group.thing for group in things):
         return "binding"
-    if any(not held for fact, held in verdict.facts.items() if fact.endswith(("is small", "is large"))):
+    if any(not held for fact, held in verdict.facts.items() if fact_of(fact) == "size"):
         return "binding"
     return "placement"

@@ -21,12 +21,16 @@ BUILT_IN = {
     "shapes-strict": "npnet_training.scorers.shapes:StrictShapesScorer",
     "scenes": "npnet_training.scorers.scenes:ScenesScorer",
     "scenes-strict": "npnet_training.scorers.scenes:StrictScenesScorer",
+    "scenes-second": "npnet_training.scorers.scenes:SecondScenesScorer",
     "aesthetic": "npnet_training.scorers.aesthetic:Aesthetic",
     "clipscore": "npnet_training.scorers.clip:CLIPScore",
     "hpsv2": "npnet_training.scorers.hpsv2:HPSv2",
     "imagereward": "npnet_training.scorers.imagereward:ImageReward",
     "pickscore": "npnet_training.scorers.clip:PickScore",
 }
+
+NEVER_CHOOSE = {"scenes-second"}
+"""Judges that no selection may see: what they say of its results would be worth nothing."""
 
 
 class Scorer(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ WARM_UP, DECAY_FROM = 200, 0.75  # steps, and share of all steps
 
 
 class AveragedRun(abc.ABC):
-    """AdamW, and an average (EMA) of the weights.
+    """An optimiser, AdamW unless a subclass says otherwise, and an average (EMA) of the weights.
 
     Args:
         model: to train, on its device.
-        rate: highest learning rate of AdamW: after a warm-up it stays there for three quarters of the steps,
+        rate: highest learning rate: after a warm-up it stays there for three quarters of the steps,
             then falls linearly to zero.
         seed: of all that a step draws.
         report: called with stage, step and loss.
@@ -35,8 +35,21 @@ class AveragedRun(abc.ABC):
     def __init__(self, model: Any, *, rate: float, seed: int, report: Report, warm_up: int = WARM_UP) -> None:
         self.model, self.rate, self.seed, self.report, self.warm_up = model, rate, seed, report, warm_up
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
+        self.optimizers = self.make_optimizers()
         self.step = 0
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of all that is trained."""
+        return [self.adamw(self.model.parameters())]
+
+    def adamw(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of most parameters."""
+        return torch.optim.AdamW(parameters, self.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+
+    @property
+    def helper(self) -> torch.nn.Module | None:
+        """What is trained beside the model and thrown away in the end."""
+        return None
 
     @abc.abstractmethod
     def loss(self, generator: torch.Generator) -> Tensor:
@@ -53,12 +66,14 @@ class AveragedRun(abc.ABC):
     def _train(self, rate_share: float) -> None:
         # Seeded by the step, so that a run taken up again draws what it would have drawn.
         loss = self.loss(torch.Generator().manual_seed(self.seed * 1_000_003 + self.step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate_share * self.rate
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate_share * self.rate
+            optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
@@ -70,7 +85,8 @@ class AveragedRun(abc.ABC):
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "helper": {} if self.helper is None else self.helper.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         with atomic_file(path) as temporary:
             torch.save(state, temporary)
@@ -80,5 +96,8 @@ class AveragedRun(abc.ABC):
         state = torch.load(path, weights_only=True, map_location=next(self.model.parameters()).device)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.helper is not None:
+            self.helper.load_state_dict(state["helper"])
+        for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(found)
         self.step = state["step"]

@@ -15,11 +15,11 @@ from torch import Tensor
 from npnet_runtime.devices import resolve_device
 from npnet_runtime.files import atomic_directory
 from npnet_training.command import run
+from npnet_training.embedded import SHAPES
 from npnet_training.sampling import RedenoiseSettings, redenoise
 from npnet_training.sampling.denoiser import Denoiser
 from npnet_training.settings import Settings
-from npnet_training.shapes.assets import write_manifest
-from npnet_training.shapes.building import Lines, add_look, begin, load, read_looks, save
+from npnet_training.shapes.building import METRICS, Lines, add_look, begin, load, read_looks, save
 from npnet_training.shapes.data import Scenes, draw_scenes
 from npnet_training.shapes.grammar import prompts
 from npnet_training.shapes.judging import strict_rate
@@ -31,7 +31,7 @@ from npnet_training.shapes.train_unet import UNetTraining
 EPILOG = """example:
   python -m npnet_training.shapes.build --output model
 """
-STATE, METRICS = "denoiser.pt", "metrics.json"
+STATE = "denoiser.pt"
 
 
 class BuildSettings(Settings):
@@ -107,7 +107,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             "weak": _judge(_with(pipe, load(UNet2DConditionModel, folder / "unet-weak", device)), held_out),
         }
         (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-        write_manifest(folder)
+        SHAPES.write_manifest(folder)
     shutil.rmtree(work)
     return metrics
 
@@ -139,7 +139,9 @@ def _decoder(
     from diffusers import AutoencoderKL
 
     if not (work / "vae").exists():
-        train_decoder(vae, scenes.images, latents, settings.decoder_steps, 32, 3e-3, settings.seed, report)
+        train_decoder(
+            vae, [(scenes.images, latents)], settings.decoder_steps, 32, 3e-3, settings.seed, report
+        )
         save(vae, work / "vae")
     vae.load_state_dict(load(AutoencoderKL, work / "vae", vae.device).state_dict())
 

@@ -13,7 +13,8 @@ from npnet_runtime.files import atomic_directory, atomic_file
 from npnet_training.errors import TrainError
 from npnet_training.settings import Settings, differences
 
-LOOKS, WANTED = "looks.json", "settings.json"
+LOOKS, WANTED, METRICS = "looks.json", "settings.json", "metrics.json"
+CHECKPOINTS = "checkpoints"
 
 
 def begin(output: Path, settings: Settings) -> Path:

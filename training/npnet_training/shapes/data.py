@@ -54,8 +54,17 @@ def draw_scenes(count: int, seed: int) -> Scenes:
     return Scenes(images, layouts_of(images, kinds), [str(one) for one in facts])
 
 
-def layouts_of(images: Tensor, kinds: Tensor) -> Tensor:
-    """What is where, (N, 7, 8, 8), of images (N, 3, S, S) and the kinds of shape in them, (N, 4, S, S)."""
-    side = images.shape[-1] // LAYOUT_SIDE
+def layouts_of(images: Tensor, kinds: Tensor, cell: int | None = None) -> Tensor:
+    """What is where, of images (N, 3, H, W) and the kinds of shape in them, (N, 4, H, W).
+
+    Args:
+        images: in [-1, 1].
+        kinds: how much of a pixel each kind covers.
+        cell: sides of a cell in pixels; None for 8 cells a side.
+
+    Returns:
+        (N, 7, H / cell, W / cell).
+    """
+    side = cell or images.shape[-1] // LAYOUT_SIDE
     hues = F.avg_pool2d(images - images.mean(1, keepdim=True), side)
     return torch.cat([4 * hues, 4 * F.avg_pool2d(kinds, side)], dim=1)

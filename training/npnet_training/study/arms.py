@@ -5,26 +5,36 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from npnet_kernels import SVD, latent_to_matrix, svd
+from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.registry import Network
 from npnet_runtime.weights import checkpoint
 from npnet_training.errors import StudyError
 from npnet_training.evaluation import Arm
 from npnet_training.sampling import Conditioning
-from npnet_training.study.conditions import ArmSet
+from npnet_training.study.conditions import ArmSet, Condition, WorldName
 from npnet_training.training.report import ABLATIONS, ablated
 
 Factors = Callable[[SVD], SVD]
 PAPER = "npnet"
-BUILT_IN: dict[ArmSet, tuple[str, ...]] = {
-    "all": ("redenoised", "best-of-2:shapes", "best-of-4:shapes"),
-    "networks": ("redenoised", "best-of-2:shapes"),
-    "short": ("redenoised", "best-of-2:shapes"),
+_OF_SCENES = ("redenoised:guidance", "redenoised:text-mix", "best-of-2:scenes")
+BUILT_IN: dict[WorldName, dict[ArmSet, tuple[str, ...]]] = {
+    "shapes": {
+        "all": ("redenoised", "best-of-2:shapes", "best-of-4:shapes"),
+        "networks": ("redenoised", "best-of-2:shapes"),
+        "short": ("redenoised", "best-of-2:shapes"),
+    },
+    "scenes": {
+        "all": (*_OF_SCENES, "best-of-4:scenes", "best-of-8:scenes"),
+        "networks": _OF_SCENES,
+        "short": (*_OF_SCENES, "best-of-4:scenes"),
+    },
 }
 """What `npnet-evaluate` makes by name. The judge that chooses among seeds is the one that is reported, so
 that these rows are the best that any judge could give."""
@@ -47,15 +57,19 @@ def read_networks(folder: Path) -> dict[str, Network]:
     return found
 
 
-def make_arms(networks: dict[str, Network], which: ArmSet, best: str) -> list[Arm]:
+def make_arms(networks: dict[str, Network], condition: Condition, best: str) -> list[Arm]:
     """Arms of trained networks for a condition.
 
     Args:
         networks: by name.
-        which: see `Condition`.
+        condition: see there; a network of one size is left out where it is of another.
         best: the network that `short` shows beside the paper's, and whose prompts are exchanged in `all`.
     """
-    chosen = networks if which != "short" else {name: networks[name] for name in dict.fromkeys((PAPER, best))}
+    which, chosen = condition.arms, networks
+    if which == "short":
+        chosen = {name: networks[name] for name in dict.fromkeys((PAPER, best))}
+    if condition.size is not None:
+        chosen = {n: network for n, network in chosen.items() if isinstance(network.config, AnySizeConfig)}
     arms = [Arm(name, changed_by(network)) for name, network in chosen.items()]
     if which != "all":
         return arms
@@ -85,8 +99,11 @@ def changed_by(
         if isinstance(network, NPNet):
             factors = svd(latent_to_matrix(noise.float()))
             factors = factors if signs is None else signs(factors)
-        embeds = prompts.prompt_embeds.roll(1, 0) if others else prompts.prompt_embeds
-        golden: Tensor = network(noise.float(), embeds.float(), factors)
+        read: dict[str, Any] = {"prompt_embeds": prompts.prompt_embeds}
+        if getattr(network.config, "pooled_dim", 0):
+            read["pooled"] = prompts.positive["pooled_prompt_embeds"]
+        read = {name: (value.roll(1, 0) if others else value).float() for name, value in read.items()}
+        golden: Tensor = network(noise.float(), factors=factors, **read)
         return golden.clone()
 
     return change

@@ -7,6 +7,7 @@ from typing import Literal
 
 from npnet_training.sampling import SampleSettings
 
+WorldName = Literal["shapes", "scenes"]
 ArmSet = Literal["all", "networks", "short"]
 
 
@@ -21,6 +22,7 @@ class Condition:
         arms: `all`; every network beside plain, re-denoised and best of 2; or `short`: only the network
             trained the paper's way and the best of the others.
         seeds: noises for each prompt; more than one shows the diversity between them, on fewer prompts.
+        size: of the images, HEIGHTxWIDTH in pixels; the model's own by default.
     """
 
     name: str
@@ -28,15 +30,19 @@ class Condition:
     sample: SampleSettings
     arms: ArmSet = "networks"
     seeds: int = 1
+    size: str | None = None
 
 
 def _at(steps: int, guidance: float, scheduler: Literal["dpm++", "euler"] | None = None) -> SampleSettings:
     return SampleSettings(steps=steps, guidance=guidance, scheduler=scheduler)
 
 
-CONDITIONS = {
-    condition.name: condition
-    for condition in (
+def _named(*conditions: Condition) -> dict[str, Condition]:
+    return {condition.name: condition for condition in conditions}
+
+
+CONDITIONS: dict[WorldName, dict[str, Condition]] = {
+    "shapes": _named(
         # The networks are trained on pairs of the main model, for 10 steps of DDIM without guidance.
         Condition("base", "shapes", _at(10, 1.0), "all"),
         Condition("diversity", "shapes", _at(10, 1.0), seeds=4),
@@ -50,5 +56,18 @@ CONDITIONS = {
         Condition("diversity of the weaker model", "shapes-weak", _at(10, 1.0), seeds=4),
         Condition("weaker model at guidance 3", "shapes-weak", _at(10, 3.0), "short"),
         Condition("few-step model", "few-step", _at(2, 1.0)),
-    )
+    ),
+    "scenes": _named(
+        # Trained on pairs of 64x64, for 10 steps without guidance.
+        Condition("base", "scenes", _at(10, 1.0), "all"),
+        Condition("diversity", "scenes", _at(10, 1.0), seeds=4),
+        Condition("guidance 1.5", "scenes", _at(10, 1.5), "short"),
+        Condition("guidance 3", "scenes", _at(10, 3.0), "short"),
+        Condition("5 steps", "scenes", _at(5, 1.0), "short"),
+        Condition("25 steps", "scenes", _at(25, 1.0), "short"),
+        Condition("DPM-Solver++ 10 steps", "scenes", _at(10, 1.0, "dpm++"), "short"),
+        Condition("64x48", "scenes", _at(10, 1.0), "short", size="64x48"),
+        Condition("48x64", "scenes", _at(10, 1.0), "short", size="48x64"),
+        Condition("few-step model", "scenes-few-step", _at(4, 1.0)),
+    ),
 }

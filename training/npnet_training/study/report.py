@@ -29,14 +29,18 @@ def table(document: dict[str, Any]) -> str:
     lines: list[str] = []
     for name, condition in document["conditions"].items():
         sample = condition["sample"]
+        own = "Euler" if condition["model"].startswith("scenes") else "DDIM"
+        size = f", {condition['size']} pixels" if "size" in condition else ""
+        twice = "second_judge" in condition["rows"][0]
+        head, rule = (" second judge | against plain |", "---|---|") if twice else ("", "")
         lines += [
             f"### {name}",
             "",
             f"{condition['images']} images, model {condition['model']}, {sample['steps']} steps of "
-            f"{sample['scheduler'] or 'DDIM'}, guidance {sample['guidance']:g}.",
+            f"{sample['scheduler'] or own}, guidance {sample['guidance']:g}{size}.",
             "",
-            "| noise | strictly true | against plain, 95 % | won / tied / lost | diversity | change |",
-            "|---|---|---|---|---|---|",
+            f"| noise | strictly true | against plain, 95 % | won / tied / lost |{head} diversity | change |",
+            f"|---|---|---|---|{rule}---|---|",
             *(_line(row) for row in condition["rows"]),
             "",
         ]
@@ -44,15 +48,19 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    difference = duels = diversity = ""
+    difference = duels = diversity = second = ""
     if row["arm"] != PLAIN:
         found = row["against_plain"]
         difference = in_points(found)
         duels = f"{found['wins']} / {found['ties']} / {found['losses']}"
     if "diversity" in row:
         diversity = f"{row['diversity']:.3f}"
+    if "second_judge" in row:
+        found = row["second_judge"]
+        against = in_points(found["against_plain"]) if "against_plain" in found else ""
+        second = f" {100 * found['strict']:.1f} % | {against} |"
     return (
-        f"| {row['arm']} | {100 * row['strict']:.1f} % | {difference} | {duels} | {diversity} | "
+        f"| {row['arm']} | {100 * row['strict']:.1f} % | {difference} | {duels} |{second} {diversity} | "
         f"{row['noise']['change']:.2f} |"
     )
 

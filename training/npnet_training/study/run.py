@@ -9,17 +9,17 @@ from typing import Any
 
 from npnet_runtime import __version__
 from npnet_runtime.files import atomic_file, sha256
+from npnet_training.embedded import find_embedded
 from npnet_training.errors import StudyError
 from npnet_training.evaluation import Results, evaluate
 from npnet_training.evaluation.arms import PLAIN
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.settings import differences
-from npnet_training.shapes.assets import FOLDER
 from npnet_training.study.arms import BUILT_IN, make_arms, read_networks
-from npnet_training.study.conditions import CONDITIONS, Condition
+from npnet_training.study.conditions import CONDITIONS, Condition, WorldName
 from npnet_training.study.settings import StudySettings
 
-STRICT, SCORE = "shapes-strict", "shapes"
+SECOND = "scenes-second"
 STUDY = "study.json"
 
 
@@ -39,10 +39,11 @@ def study(settings: StudySettings) -> dict[str, Any]:
     networks = read_networks(settings.networks)
     if settings.best not in networks:
         raise StudyError(f"--best: expected one of {', '.join(networks)}, given {settings.best!r}")
-    if settings.few_step is None and any(CONDITIONS[n].model == "few-step" for n in settings.conditions):
+    models = {CONDITIONS[settings.world][name].model for name in settings.measured}
+    if settings.few_step is None and "few-step" in models:
         raise StudyError(
             "the few-step model's condition needs --few-step DIR; make it with python -m "
-            "npnet_training.shapes.distill --output DIR, or give --conditions without it"
+            "npnet_training.distill --output DIR, or give --conditions without it"
         )
     document = {
         "command": "python -m npnet_training.study",
@@ -53,21 +54,22 @@ def study(settings: StudySettings) -> dict[str, Any]:
         "networks": {path.stem: sha256(path) for path in sorted(settings.networks.glob("*.safetensors"))},
     }
     found = _measured_before(settings.output / STUDY, document)
-    for name in settings.conditions:
-        condition = CONDITIONS[name]
+    for name in settings.measured:
+        condition = CONDITIONS[settings.world][name]
         model = settings.few_step if condition.model == "few-step" else condition.model
-        arms = make_arms(networks, condition.arms, settings.best)
+        arms = make_arms(networks, condition, settings.best)
         wanted = _wanted(settings, condition, model)
         results = evaluate(wanted, arms, lambda images, name=name: _say(name, images))  # type: ignore[misc]
         found[name] = {
             "model": condition.model,
-            "denoiser": sha256(_denoiser(condition.model, settings.few_step)),
+            "denoiser": _denoiser(condition.model, settings.few_step),
             "sample": condition.sample.model_dump(mode="json"),
             "images": len(results.rows),
             "seeds": condition.seeds,
-            "rows": [_row(results, arm, settings.resamples) for arm in results.arms],
+            **({"size": condition.size} if condition.size else {}),
+            "rows": [_row(results, arm, settings) for arm in results.arms],
         }
-    document["conditions"] = {name: found[name] for name in CONDITIONS if name in found}
+    document["conditions"] = {name: found[name] for name in CONDITIONS[settings.world] if name in found}
     with atomic_file(settings.output / STUDY) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return document
@@ -92,20 +94,25 @@ def _measured_before(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     return conditions
 
 
-def _denoiser(model: str, few_step: str | None) -> Path:
-    """File of a condition's denoiser."""
-    folders = {"shapes": FOLDER / "unet", "shapes-weak": FOLDER / "unet-weak"}
-    return (folders.get(model) or Path(str(few_step)) / "unet") / "diffusion_pytorch_model.safetensors"
+def _denoiser(model: str, few_step: str | None) -> str:
+    """sha256 of the weights of a condition's denoiser."""
+    embedded = find_embedded(model)
+    if embedded is None:
+        folder = Path(str(few_step)) / "unet"
+    else:
+        folder = embedded[0].folder / embedded[0].denoisers[embedded[1]].folder
+    return sha256(next(iter(folder.glob("*.safetensors"))))
 
 
 def _wanted(settings: StudySettings, condition: Condition, model: str | None) -> EvaluateSettings:
     count = max(1, settings.prompts // condition.seeds)
     return EvaluateSettings(
         model=str(model),
-        prompts=f"shapes:held-out:{count}",
+        prompts=f"{settings.world}:held-out:{count}",
         output=folder_of(settings.output, condition.name),
-        arms=BUILT_IN[condition.arms],
-        scorers=(SCORE, STRICT),
+        arms=BUILT_IN[settings.world][condition.arms],
+        scorers=scorers_of(settings.world),
+        size=condition.size,
         seeds=condition.seeds,
         sample=condition.sample,
         batch=settings.batch - settings.batch % condition.seeds or condition.seeds,
@@ -118,21 +125,31 @@ def folder_of(output: Path, condition: str) -> Path:
     return output / "".join(c if c.isalnum() else "-" for c in condition)
 
 
-def _row(results: Results, arm: str, resamples: int) -> dict[str, Any]:
-    measured = results.arms[arm]
+def scorers_of(world: WorldName) -> tuple[str, ...]:
+    """Judges of a world: the share of facts, whether all are true, and the second judge if there is one."""
+    return (world, f"{world}-strict", *((SECOND,) if world == "scenes" else ()))
+
+
+def _row(results: Results, arm: str, settings: StudySettings) -> dict[str, Any]:
+    measured, resamples = results.arms[arm], settings.resamples
+    score, strict, *second = scorers_of(settings.world)
     row: dict[str, Any] = {
         "arm": arm,
-        "strict": float(measured["scores"][STRICT].mean()),
-        "score": float(measured["scores"][SCORE].mean()),
+        "strict": float(measured["scores"][strict].mean()),
+        "score": float(measured["scores"][score].mean()),
         "images_sampled": results.about["candidates"][arm],
         "noise": {name: float(values.mean()) for name, values in measured["noise"].items()},
     }
     if len(measured["diversity"]):
         row["diversity"] = float(measured["diversity"].mean())
     if arm != PLAIN:
-        row["against_plain"] = vars(results.compare(arm, STRICT, resamples=resamples))
+        row["against_plain"] = vars(results.compare(arm, strict, resamples=resamples))
         if diversity := results.compare_diversity(arm, resamples=resamples):
             row["diversity_against_plain"] = vars(diversity)
+    for name in second:
+        row["second_judge"] = {"strict": float(measured["scores"][name].mean())}
+        if arm != PLAIN:
+            row["second_judge"]["against_plain"] = vars(results.compare(arm, name, resamples=resamples))
     return row
 
 

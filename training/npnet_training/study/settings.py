@@ -7,24 +7,26 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from npnet_training.settings import Settings
-from npnet_training.study.conditions import CONDITIONS
+from npnet_training.study.conditions import CONDITIONS, WorldName
 
 
 class StudySettings(Settings):
-    """Compare trained networks, re-denoised noise and best-of-N on held-out prompts of the shapes world."""
+    """Compare trained networks, re-denoised noise and best-of-N on held-out prompts of a world of shapes."""
 
     networks: Path
     """Folder of checkpoints NAME.safetensors; npnet.safetensors is the one trained the paper's way."""
     output: Path
     """Folder of the study: an evaluation for each condition, study.json, study.md and study.png."""
-    conditions: tuple[str, ...] = tuple(CONDITIONS)
-    """Which conditions to measure."""
+    world: WorldName = "shapes"
+    """Whose model."""
+    conditions: tuple[str, ...] = ()
+    """Which conditions to measure; all by default."""
     prompts: int = Field(default=1000, ge=1)
     """Held-out prompts of each condition; with several seeds a prompt, as many fewer."""
     best: str = "prompt-attention"
     """The network shown where not all are, and whose prompts are exchanged."""
     few_step: str | None = None
-    """Folder of the few-step model, as python -m npnet_training.shapes.distill writes it."""
+    """Folder of the few-step model of shapes, as python -m npnet_training.distill writes it."""
     batch: int = Field(default=48, ge=1)
     """Images made at once."""
     resamples: int = Field(default=10_000, ge=100)
@@ -34,8 +36,12 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> StudySettings:
-        if unknown := [name for name in self.conditions if name not in CONDITIONS]:
-            raise ValueError(
-                f"conditions: expected some of {', '.join(CONDITIONS)}; given {', '.join(unknown)}"
-            )
+        known = CONDITIONS[self.world]
+        if unknown := [name for name in self.conditions if name not in known]:
+            raise ValueError(f"conditions: expected some of {', '.join(known)}; given {', '.join(unknown)}")
         return self
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The conditions that are measured."""
+        return self.conditions or tuple(CONDITIONS[self.world])

@@ -11,7 +11,8 @@ from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.networks.registry import Network, network_for
 from npnet_runtime.weights import checkpoint
-from npnet_training.shapes import assets, bundle
+from npnet_training import bundle
+from npnet_training.embedded import SHAPES
 from npnet_training.shapes.networks import TOKENS, WIDTH
 from support.damage import alter
 
@@ -41,13 +42,24 @@ def networks(tmp_path: Path) -> Path:
 
 def assemble(built: Path, networks: Path, output: Path) -> int:
     return bundle.main(
-        ["--model", str(built), "--networks", str(networks), "--output", str(output), "--judged", "6"]
+        [
+            "--world",
+            "shapes",
+            "--model",
+            str(built),
+            "--networks",
+            str(networks),
+            "--output",
+            str(output),
+            "--judged",
+            "6",
+        ]
     )
 
 
 def test_whole_in_half_precision_and_judged(built: Path, networks: Path, tmp_path: Path) -> None:
     assert assemble(built, networks, tmp_path / "assets") == 0
-    files = assets.check(tmp_path / "assets")["files"]
+    files = SHAPES.check(tmp_path / "assets")["files"]
     assert {f"golden/{name}.safetensors" for name in bundle.NETWORKS} <= set(files)
     for name in bundle.NETWORKS:
         given = checkpoint.read(networks / f"{name}.safetensors").state
