@@ -5,8 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from npnet_training.shapes.bundle import BundleSettings
 
+from npnet_training import bundle, distill
+from npnet_training.bundle import BundleSettings
 from npnet_training.collecting import cli as collecting
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.demo import cli as demo
@@ -20,7 +21,6 @@ from npnet_training.planning import __main__ as planning
 from npnet_training.scenes import build as scenes
 from npnet_training.scenes import train_second_judge
 from npnet_training.settings import parse
-from npnet_training.shapes import bundle, distill
 from npnet_training.shapes.build import BuildSettings
 from npnet_training.study import __main__ as study
 from npnet_training.study.settings import StudySettings
@@ -31,14 +31,14 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "npnet-collect": CollectSettings, "npnet-train": TrainSettings, "npnet-evaluate": EvaluateSettings,
     "npnet-headroom": HeadroomSettings, "npnet-demo": DemoSettings,
-    "npnet_training.shapes.build": BuildSettings, "npnet_training.shapes.bundle": BundleSettings,
+    "npnet_training.shapes.build": BuildSettings, "npnet_training.bundle": BundleSettings,
     "npnet_training.distill": DistillSettings,
     "npnet_training.study": StudySettings, "npnet_training.planning": planning.PlanningSettings,
     "npnet_training.scenes.build": scenes.BuildSettings,
     "npnet_training.scenes.train_second_judge": train_second_judge.SecondJudgeSettings,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "training/README.md", "training/models.md")
-MODULE = r"python -m npnet_training\.(?:shapes\.(?:build|bundle|distill)|scenes\.\w+|study|planning)"
+MODULE = r"python -m npnet_training\.(?:shapes\.build|scenes\.\w+|bundle|distill|study|planning)"
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS),
     *(module.EPILOG for module in (collecting, training, evaluation, headroom, demo, bundle, distill, study)),

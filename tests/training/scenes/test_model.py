@@ -29,19 +29,9 @@ from npnet_training.scenes.train_text_encoder import train_text_encoders
 from npnet_training.scenes.train_transformer import Latents, TransformerTraining, pack
 from npnet_training.shapes.train_text_encoder import tokenize
 from support.damage import alter
+from support.scenes import SMALL
 
 FLOAT = dtype_option(torch.float32)
-QUICK: dict[str, Any] = {
-    "scenes": 36, "autoencoder_steps": 2, "crop_steps": 1, "decoder_steps": 2, "text_steps": 2, "steps": 4,
-    "kept": (2,), "save_every": 2, "look_every": 4, "judged": 1,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built") / "model"
-    build(BuildSettings(output=folder, **QUICK))
-    return folder
 
 
 def test_an_ordinary_flux(built: Path) -> None:
@@ -74,7 +64,7 @@ def test_metrics_say_what_was_seen(built: Path) -> None:
 
 def test_goes_on_after_a_kill(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "model"
-    settings = BuildSettings(output=output, **QUICK)
+    settings = BuildSettings(output=output, **SMALL)
     plain = TransformerTraining.save
 
     def dies(self: TransformerTraining, path: Path) -> None:
@@ -87,7 +77,7 @@ def test_goes_on_after_a_kill(built: Path, tmp_path: Path, monkeypatch: pytest.M
             build(settings)
     assert not output.exists()
     with pytest.raises(TrainError, match="was begun with other settings"):
-        build(BuildSettings(output=output, **QUICK | {"seed": 1}))
+        build(BuildSettings(output=output, **SMALL | {"seed": 1}))
     monkeypatch.setattr(module, "train_text_encoders", None)  # is not trained again
     build(settings)
     for name in ("transformer", "checkpoints/2/transformer", "vae"):

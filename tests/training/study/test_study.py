@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from npnet_kernels import SVD
+from npnet_runtime.networks.any_size_config import AnySizeConfig
+from npnet_runtime.networks.registry import network_for
 from npnet_runtime.weights import checkpoint
 from npnet_training.embedded import SHAPES
 from npnet_training.evaluation import Results
@@ -16,9 +18,11 @@ from npnet_training.study import arms
 from npnet_training.study.__main__ import main
 from npnet_training.study.conditions import CONDITIONS
 from npnet_training.study.report import table
-from npnet_training.study.run import STRICT, folder_of
+from npnet_training.study.run import folder_of, scorers_of
 
 NETWORKS = SHAPES.folder / "golden"
+STRICT = scorers_of("shapes")[1]
+BASE = CONDITIONS["shapes"]["base"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--networks", str(NETWORKS), "--conditions", "nowhere", *output]) == 2
     assert "guidance 3" in capsys.readouterr().err
     few = ["--conditions", "few-step model"]
-    assert "few-step model" in CONDITIONS
+    assert "few-step model" in CONDITIONS["shapes"]
     assert main(["--networks", str(NETWORKS), *few, *output]) == 2
     assert "--few-step" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
@@ -138,7 +142,7 @@ def test_signs_at_random_change_the_factors_and_not_the_matrix() -> None:
 
 def test_an_arm_is_its_network() -> None:
     network = checkpoint.read(NETWORKS / "prompt-attention.safetensors").network()
-    made = {arm.name: arm for arm in arms.make_arms(arms.read_networks(NETWORKS), "all", "prompt-attention")}
+    made = {arm.name: arm for arm in arms.make_arms(arms.read_networks(NETWORKS), BASE, "prompt-attention")}
     noise, embeds = torch.randn(2, 4, 16, 16), torch.randn(2, 16, 64)
     change = made["prompt-attention"].change
     assert change is not None
@@ -151,3 +155,31 @@ def test_an_arm_is_its_network() -> None:
         torch.testing.assert_close(
             others(noise, Conditioning({"prompt_embeds": embeds})), network(noise, embeds.flip(0))
         )
+
+
+def test_a_network_of_one_size_is_left_out_of_another() -> None:
+    fixed = arms.read_networks(NETWORKS)
+    torch.manual_seed(0)
+    network = network_for(AnySizeConfig(16, 8, 8, 16, 96, 4, 16, 16, pooled_dim=64)).eval()
+    wide = CONDITIONS["scenes"]["64x48"]
+    made = arms.make_arms({**fixed, "prompt-attention": network}, wide, "prompt-attention")
+    assert [arm.name for arm in made] == ["prompt-attention"]
+    change = made[0].change
+    assert change is not None
+    texts = {"prompt_embeds": torch.randn(2, 16, 96), "pooled_prompt_embeds": torch.randn(2, 64)}
+    golden = change(torch.randn(2, 16, 8, 6), Conditioning(texts))
+    assert golden.shape == (2, 16, 8, 6)
+
+
+def test_both_judges_are_in_the_table() -> None:
+    compared = {"difference": 0.1, "low": 0.05, "high": 0.15, "wins": 3, "ties": 6, "losses": 1}
+    row = {"arm": "prompt-attention", "strict": 0.6, "noise": {"change": 0.5}, "against_plain": compared}
+    row["second_judge"] = {"strict": 0.7, "against_plain": compared | {"difference": 0.2}}
+    sample = {"steps": 10, "scheduler": None, "guidance": 1.0}
+    condition = {"images": 10, "model": "scenes", "sample": sample, "size": "64x48", "rows": [row]}
+    text = table({"conditions": {"wide": condition}})
+    assert "64x48 pixels" in text
+    assert "| 60.0 % | +10.0" in text
+    assert "| 70.0 % | +20.0" in text
+    head, rule, line = text.splitlines()[4:7]
+    assert head.count("|") == rule.count("|") == line.count("|")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from npnet_runtime import GoldenNoise
+from npnet_runtime.integrations.diffusers.reading import reads_of
 from npnet_training.demo.settings import DemoSettings
 from npnet_training.evaluation.evaluator import CANDIDATES
 from npnet_training.sampling import Conditioning, Denoiser, SampleSettings, draw_noise, sample_images
@@ -69,6 +70,7 @@ class Artist:
         self.pipe.set_progress_bar_config(disable=True)
         self.settings, self.golden, self.name = settings, golden, denoiser
         self.denoiser = Denoiser(self.pipe)
+        self._reads = reads_of(golden.bundle.manifest, self.denoiser.reads)
         self.times = Times()
         self._sample = SampleSettings(steps=settings.steps_of(denoiser), guidance=settings.guidance)
 
@@ -102,7 +104,7 @@ class Artist:
     def _batch(self, prompts: list[str], seeds: list[int]) -> dict[str, list[Drawn]]:
         conditioning, noise = self._encode(prompts), self._noise(seeds)
         began = time.perf_counter()
-        better = self.golden(noise, conditioning.prompt_embeds)
+        better = self._make_golden(noise, conditioning)
         self.times.golden.append((time.perf_counter() - began) / len(seeds))
         with _stopwatch(self.denoiser.network) as calls:
             plain = self._judged(prompts, seeds, conditioning, noise)
@@ -127,11 +129,14 @@ class Artist:
 
     def _once(self, conditioning: Conditioning, noise: Tensor) -> tuple[float, float]:
         began = time.perf_counter()
-        self.golden(noise, conditioning.prompt_embeds)
+        self._make_golden(noise, conditioning)
         golden = time.perf_counter() - began
         with _stopwatch(self.denoiser.network) as calls:
             sample_images(self.denoiser, conditioning, noise, self._sample)
         return golden, sum(calls)
+
+    def _make_golden(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.golden(noise, self.denoiser.prompt(conditioning, self._reads))
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.denoiser.encode(prompts, unconditional=self.settings.guidance > 1)

@@ -24,7 +24,7 @@ def _with_defaults(call: Any, **defaults: Any) -> Any:
     copy = FunctionType(plain.__code__, plain.__globals__, plain.__name__, values, plain.__closure__)
     copy.__kwdefaults__ = plain.__kwdefaults__
     functools.update_wrapper(copy, plain)
-    del copy.__wrapped__  # who unwraps it is to find these defaults
+    del vars(copy)["__wrapped__"]  # who unwraps it is to find these defaults
     return torch.no_grad()(copy)
 
 

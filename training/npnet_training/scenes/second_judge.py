@@ -5,6 +5,7 @@ It shares no code with `verify`, and errs otherwise: a gain that only one of the
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from npnet_training.shapes.grammar import COLOURS, SHAPES
 FILE = "second-judge.safetensors"
 CELL = 8  # pixels a side, of which each belongs to at most one thing: no two centres are as close
 MALFORMED = len(SHAPES)
+# Chance of a thing in a cell to look at it, and of it in all cells: on a corner the chances of four do not
+# add up to one.
+LEAST, SURE = 0.02, 0.25
 WIDTHS = (24, 48, 64)
 _OUT = 1 + 3 + len(COLOURS) + len(SHAPES) + 1
 SMALLER_THAN = 6.3  # pixels of radius: small, and large from there on
@@ -93,24 +97,33 @@ class SecondJudge:
         read = self.eyes(images.float()).movedim(1, -1).cpu()
         there, place, colours, shapes = read.split([1, 3, len(COLOURS), len(SHAPES) + 1], dim=-1)
         centre, radius = place[..., :2].sigmoid() * CELL, F.softplus(place[..., 2]) * CELL
-        seen: list[list[Found]] = [[] for _ in images]
-        for image, row, column in (there[..., 0] > 0).nonzero().tolist():
-            cell = (image, row, column)
-            shape = int(shapes[cell].argmax())
-            seen[image].append(
-                Found(
-                    COLOURS[int(colours[cell].argmax())],
-                    None if shape == MALFORMED else SHAPES[shape],
-                    column * CELL + float(centre[cell][0]),
-                    row * CELL + float(centre[cell][1]),
-                    float(radius[cell]),
-                )
+        chance = there[..., 0].sigmoid()
+        seen: list[list[tuple[float, Found]]] = [[] for _ in images]
+        for cell in sorted((chance > LEAST).nonzero().tolist(), key=lambda cell: -float(chance[tuple(cell)])):
+            image, row, column = place_of = tuple(cell)
+            shape = int(shapes[place_of].argmax())
+            found = Found(
+                COLOURS[int(colours[place_of].argmax())],
+                None if shape == MALFORMED else SHAPES[shape],
+                column * CELL + float(centre[place_of][0]),
+                row * CELL + float(centre[place_of][1]),
+                float(radius[place_of]),
             )
-        return seen
+            _add(seen[image], float(chance[place_of]), found)
+        return [[found for sure, found in things if sure > SURE] for things in seen]
 
     def strict(self, images: Tensor, scenes: Sequence[Scene]) -> list[bool]:
         """Whether all is true of each image."""
         return [holds(found, scene) for found, scene in zip(self.see(images), scenes, strict=True)]
+
+
+def _add(things: list[tuple[float, Found]], chance: float, found: Found) -> None:
+    """Another thing, or the same one seen from the next cell, as where its centre is on their border."""
+    for number, (sure, other) in enumerate(things):
+        if math.hypot(other.x - found.x, other.y - found.y) < CELL:
+            things[number] = (sure + chance, other)
+            return
+    things.append((chance, found))
 
 
 def holds(found: Sequence[Found], scene: Scene) -> bool:
