@@ -96,9 +96,10 @@ def _script(name: str, before: str, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_bundled_models_are_as_listed(wheel: zipfile.ZipFile) -> None:
+@pytest.mark.parametrize("world", ["shapes", "scenes"])
+def test_bundled_models_are_as_listed(wheel: zipfile.ZipFile, world: str) -> None:
     """Every file of the embedded model is in the wheel, and listed with licence and sha256; no other is."""
-    folder = "npnet_training/shapes/assets/"
+    folder = f"npnet_training/{world}/assets/"
     packed = {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
     if not (PACKAGES["npnet_training"] / folder).is_dir():
         assert not packed

@@ -68,8 +68,9 @@ def test_whole_in_half_precision_and_judged(built: Path, networks: Path, tmp_pat
             torch.testing.assert_close(kept[key].float(), value.half().float(), rtol=0, atol=0)
     own = json.loads((built / "metrics.json").read_text())
     metrics = json.loads((tmp_path / "assets" / "metrics.json").read_text())
-    golden = metrics.pop("golden")
+    golden, denoisers = metrics.pop("golden"), metrics.pop("denoisers")
     assert metrics == own
+    assert {name: found["steps"] for name, found in denoisers.items()} == {"main": 10, "weak": 10}
     for name in bundle.NETWORKS:
         for model in ("main", "weak"):
             judged = golden[name][model]

@@ -51,8 +51,9 @@ class BundleSettings(Settings):
     """Whose model."""
     model: Path
     """Folder as python -m npnet_training.WORLD.build writes it."""
-    networks: Path
-    """Folder with npnet.safetensors and prompt-attention.safetensors, checkpoints of npnet-train."""
+    networks: Path | None = None
+    """Folder with npnet.safetensors and prompt-attention.safetensors, checkpoints of npnet-train; none are
+    bundled if left out."""
     output: Path
     """Folder to write; one that exists is replaced when all is well."""
     few_step: Path | None = None
@@ -60,7 +61,7 @@ class BundleSettings(Settings):
     second_judge: Path | None = None
     """The weights of the judge that is not trained on, of scenes only."""
     judged: int = Field(default=1000, ge=1)
-    """Held-out prompts on which each network is judged."""
+    """Held-out prompts on which each denoiser and network is judged."""
 
     @model_validator(mode="after")
     def _of_the_world(self) -> BundleSettings:
@@ -92,16 +93,10 @@ def assemble(settings: BundleSettings) -> int:
             )
             shutil.copy(settings.second_judge, folder / SECOND_JUDGE)
         shutil.rmtree(folder / GOLDEN, ignore_errors=True)
-        (folder / GOLDEN).mkdir()
-        pipe = model.load(folder=settings.model)
-        for name in NETWORKS:
-            path = settings.networks / f"{name}.safetensors"
-            read = checkpoint.read(path)
-            _check(path, read.config, pipe)
-            halves = {key: value.half() for key, value in read.state.items()}
-            checkpoint.write(folder / GOLDEN / path.name, halves, read.config)
+        if settings.networks is not None:
+            _add_networks(settings.networks, model.load(folder=settings.model), folder / GOLDEN)
         model.write_manifest(folder)
-        metrics = json.loads((folder / METRICS).read_text()) | {GOLDEN: _judge(settings, model, folder)}
+        metrics = json.loads((folder / METRICS).read_text()) | _judge(settings, model, folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
         model.write_manifest(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -110,6 +105,16 @@ def assemble(settings: BundleSettings) -> int:
                 f"expected at most {MOST_BYTES} bytes in all, given {size}; use smaller networks"
             )
     return size
+
+
+def _add_networks(networks: Path, pipe: Any, folder: Path) -> None:
+    folder.mkdir()
+    for name in NETWORKS:
+        path = networks / f"{name}.safetensors"
+        read = checkpoint.read(path)
+        _check(path, read.config, pipe)
+        halves = {key: value.half() for key, value in read.state.items()}
+        checkpoint.write(folder / path.name, halves, read.config)
 
 
 def _check(path: Path, config: Any, pipe: Any) -> None:
@@ -133,14 +138,19 @@ def _text_width(pipe: Any) -> int:
 
 
 def _judge(settings: BundleSettings, model: EmbeddedModel, folder: Path) -> dict[str, Any]:
-    """Share of images that are strictly true, from plain and golden noise of the same seeds."""
+    """Share of images that are strictly true, by denoiser, and from golden noise of the same seeds."""
+    names = NETWORKS if settings.networks is not None else ()
     networks = {
-        name: checkpoint.read(folder / GOLDEN / f"{name}.safetensors").network().eval() for name in NETWORKS
+        name: checkpoint.read(folder / GOLDEN / f"{name}.safetensors").network().eval() for name in names
     }
+    plain_rates: dict[str, Any] = {}
     found: dict[str, Any] = {}
     for variant, about in model.denoisers.items():
         pipe = model.load(variant, folder=folder)
         plain = _strict(settings, pipe, None, about.steps)
+        plain_rates[variant] = {
+            "prompts": len(plain), "steps": about.steps, "guidance": 1.0, "strict": float(plain.mean()),
+        }  # fmt: skip
         for name, network in networks.items():
             golden = _strict(settings, pipe, changed_by(network), about.steps)
             found.setdefault(name, {})[variant] = {
@@ -149,7 +159,7 @@ def _judge(settings: BundleSettings, model: EmbeddedModel, folder: Path) -> dict
                 "golden": float(golden.mean()),
                 "against_plain": vars(paired(plain.astype(float), golden.astype(float))),
             }
-    return found
+    return {"denoisers": plain_rates} | ({GOLDEN: found} if found else {})
 
 
 def _strict(

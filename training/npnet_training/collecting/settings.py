@@ -18,9 +18,10 @@ class CollectSettings(Settings):
     """Make noise pairs of prompts: re-denoise, sample both images, score them, decide."""
 
     model: str
-    """A diffusers folder, a repository of the hub, a registered model, or the embedded shapes."""
+    """A diffusers folder, a repository of the hub, a registered model, or an embedded one: shapes, scenes."""
     prompts: str
-    """File of prompts (text, .csv, .tsv, .json, .jsonl), hub:OWNER/DATASET, or shapes:train:COUNT[:SEED]."""
+    """File of prompts (text, .csv, .tsv, .json, .jsonl), hub:OWNER/DATASET, or of an embedded model
+    shapes:train:COUNT[:SEED], scenes:train:COUNT[:SEED]."""
     output: Path | str
     """Folder of the dataset, or a URL of fsspec such as s3://BUCKET/FOLDER."""
     revision: str | None = None

@@ -18,7 +18,7 @@ class DemoSettings(Settings):
     """Folder to write."""
     world: Literal["shapes", "scenes"] = "shapes"
     """shapes: a Stable Diffusion of 32x32 pixels, which fails at shapes; scenes: a FLUX of 64x64, which fails
-    at placement, binding and counting."""
+    at counting, binding and placement, and for which no network is bundled yet: give --model-dir."""
     prompts: Annotated[tuple[str, ...], WHOLE] = ("200",)
     """A number of held-out prompts, a file of prompts, or the text of one; may be repeated."""
     seeds: int = Field(default=1, ge=1)

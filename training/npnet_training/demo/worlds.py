@@ -42,6 +42,11 @@ class World:
     kinds: tuple[str, ...]
 
 
+def _of_scenes(name: str, filename: str) -> PackagedModel:
+    """A network that a folder of the second world may have; none is bundled yet."""
+    return PackagedModel(name, "npnet_training", "scenes/assets", filename, "scenes", "FluxPipeline", 1.0)
+
+
 WORLDS = {
     "shapes": World(
         SHAPES,
@@ -54,7 +59,10 @@ WORLDS = {
     ),
     "scenes": World(
         SCENES,
-        {"prompt-attention": PACKAGED["scenes"], "npnet": PACKAGED["scenes-npnet"]},
+        {
+            "prompt-attention": _of_scenes("scenes", "golden/prompt-attention.safetensors"),
+            "npnet": _of_scenes("scenes-npnet", "golden/npnet.safetensors"),
+        },
         scenes.Scene.parse,
         lambda count: scenes.prompts("held-out", count),
         judge_scenes,

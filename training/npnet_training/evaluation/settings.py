@@ -15,9 +15,10 @@ class JudgedImagesSettings(Settings):
     """What every command asks that makes images of prompts and judges them."""
 
     model: str
-    """A diffusers folder, a repository of the hub, a registered model, or the embedded shapes."""
+    """A diffusers folder, a repository of the hub, a registered model, or an embedded one: shapes, scenes."""
     prompts: str
-    """File of prompts (text, .csv, .jsonl such as GenEval's), hub:OWNER/DATASET, or shapes:held-out:COUNT."""
+    """File of prompts (text, .csv, .jsonl such as GenEval's), hub:OWNER/DATASET, or of an embedded model
+    shapes:held-out:COUNT, scenes:held-out:COUNT."""
     output: Path
     """Folder of the results."""
     scorers: tuple[str, ...] = Field(min_length=1)

@@ -77,7 +77,7 @@ class BuildSettings(Settings):
     """Of its decoder alone, after that: 16 images each."""
     text_steps: int = Field(default=3000, ge=1)
     """Of the text encoders, 128 prompts each."""
-    steps: int = Field(default=13_000, ge=1)
+    steps: int = Field(default=10_000, ge=1)
     """Of the denoiser, 64 scenes each."""
     kept: tuple[int, ...] = (1000, 2000, 4000, 7000)
     """Steps after which the denoiser is kept beside the last one, under checkpoints/; multiples of

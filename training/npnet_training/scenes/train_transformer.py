@@ -81,6 +81,8 @@ class TransformerTraining(AveragedRun):
             lambda block, inputs, outputs: self._states.append(outputs[1])
         )
 
+    decay_from = 0.6
+
     @property
     def helper(self) -> nn.Module:
         """See `AveragedRun`: tells the layout of a packed token."""

@@ -15,7 +15,7 @@ from npnet_runtime.files import atomic_file
 from npnet_training.shapes.train_autoencoder import Report
 
 AVERAGE = 0.998
-WARM_UP, DECAY_FROM = 200, 0.75  # steps, and share of all steps
+WARM_UP = 200  # steps
 
 
 class AveragedRun(abc.ABC):
@@ -23,7 +23,7 @@ class AveragedRun(abc.ABC):
 
     Args:
         model: to train, on its device.
-        rate: highest learning rate: after a warm-up it stays there for three quarters of the steps,
+        rate: highest learning rate: after a warm-up it stays there for the share `decay_from` of all steps,
             then falls linearly to zero.
         seed: of all that a step draws.
         report: called with stage, step and loss.
@@ -31,6 +31,7 @@ class AveragedRun(abc.ABC):
     """
 
     stage = "denoiser"
+    decay_from = 0.75
 
     def __init__(self, model: Any, *, rate: float, seed: int, report: Report, warm_up: int = WARM_UP) -> None:
         self.model, self.rate, self.seed, self.report, self.warm_up = model, rate, seed, report, warm_up
@@ -58,7 +59,9 @@ class AveragedRun(abc.ABC):
     def run(self, steps: int, save_every: int) -> Iterator[tuple[int, Any]]:
         """Averaged weights after every `save_every` steps, and after the last."""
         while self.step < steps:
-            self._train(min(1.0, (self.step + 1) / self.warm_up, (1 - self.step / steps) / (1 - DECAY_FROM)))
+            self._train(
+                min(1.0, (self.step + 1) / self.warm_up, (1 - self.step / steps) / (1 - self.decay_from))
+            )
             self.step += 1
             if self.step % save_every == 0 or self.step == steps:
                 yield self.step, self.average
