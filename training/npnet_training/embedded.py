@@ -158,9 +158,10 @@ class EmbeddedModel:
                 own[self.denoisers[MAIN].folder] = network.from_pretrained(folder / variant.folder, **options)
             pipe = pipeline.from_pretrained(folder, **options, **own)
             if variant.lora:
-                pipe.load_lora_weights(folder / variant.folder, local_files_only=True)
-                pipe.fuse_lora()
-                pipe.unload_lora_weights()
+                part = getattr(pipe, self.denoisers[MAIN].folder)
+                part.load_lora_adapter(folder / variant.folder, use_safetensors=True, local_files_only=True)
+                part.fuse_lora()
+                part.unload_lora()
         except (OSError, ValueError) as error:
             raise AssetsError(self._broken(folder, f"{folder}: diffusers cannot load it: {error}")) from error
         return pipe.to(device)
