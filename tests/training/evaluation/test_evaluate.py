@@ -161,7 +161,11 @@ def test_a_stopped_evaluation_goes_on(settings: EvaluateSettings, monkeypatch: p
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"arms": ("gold",)}, SettingsError, "expected golden:ENGINE_DIR, redenoised or best-of-N:SCORER"),
+        (
+            {"arms": ("gold",)},
+            SettingsError,
+            "expected golden:ENGINE_DIR, redenoised.:WEIGHT. or best-of-N:SCORER",
+        ),
         ({"arms": ("best-of-1:brightness",)}, SettingsError, "2 or more"),
         ({"arms": ("best-of-2:beauty",)}, ScorerError, "unknown scorer 'beauty'"),
         ({"arms": ("golden:nowhere",)}, Exception, "expected the folder of an engine bundle"),
