@@ -35,7 +35,7 @@ def test_shapes() -> None:
 def test_unknown() -> None:
     with pytest.raises(
         ScorerError,
-        match="one of aesthetic, clipscore, hpsv2, imagereward, pickscore, scenes, scenes-second, scenes-strict, shapes",
+        match="one of aesthetic, clipscore, hpsv2, imagereward, pickscore, scenes, scenes-second",
     ):
         load_scorer("nicescore")
     assert "shapes" in scorer_names()
