@@ -27,7 +27,8 @@ from npnet_training.scenes.render import render
 from npnet_training.scenes.verify import verify
 from npnet_training.scorers import load_scorer
 
-README = (Path(__file__).parents[3] / "training" / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3] / "training"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 METRICS = json.loads((SCENES.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
@@ -133,3 +134,23 @@ def test_pairs_are_not_selected_by_the_second_judge(capsys: pytest.CaptureFixtur
     given = ["--model", "scenes", "--prompts", "scenes:train:1", "--output", "nowhere"]
     assert npnet_collect([*given, "--scorers", "scenes-second"]) == 2
     assert "judges only" in capsys.readouterr().err
+
+
+def test_re_denoising_is_the_one_committed() -> None:
+    """Of the bundled model; every difference of the table stands in the JSON."""
+    document = json.loads((ROOT / "results" / "scenes-redenoised.json").read_text(encoding="utf-8"))
+    listed = json.loads((SCENES.folder / "assets.json").read_text(encoding="utf-8"))["files"]
+    weights = listed["transformer/diffusion_pytorch_model.safetensors"]["sha256"]
+    assert document["denoiser"] == weights
+    named = {
+        "re-denoised by guidance, the paper's target": "redenoised:guidance",
+        "re-denoised by text mix": "redenoised:text-mix",
+        "better of 2 seeds, by the first judge": "best-of-2:scenes",
+    }
+    for words, arm in named.items():
+        (row,) = re.findall(rf"^\| {words} \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+        compared = document["results"][arm]["scores"]
+        for shown, scorer in zip(row, ("scenes-strict", "scenes-second"), strict=True):
+            numbers = [float(number) for number in re.findall(r"[-+][\d.]+", shown)]
+            exact = [100 * compared[scorer][name] for name in ("difference", "low", "high")]
+            assert numbers == pytest.approx(exact, abs=0.051)
