@@ -6,11 +6,13 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from npnet_runtime.integrations.diffusers.checks import judge
@@ -21,6 +23,7 @@ from npnet_training.evaluation.arms import make_arms
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.models import EMBEDDED, load_pipeline
 from npnet_training.sampling import Denoiser, SampleSettings, draw_noise, sample_images
+from npnet_training.sampling.images import scheduler_of
 from npnet_training.scenes.grammar import Scene, prompts
 from npnet_training.scenes.placing import SIZES, Size
 from npnet_training.scenes.render import render
@@ -128,6 +131,19 @@ def test_a_solver_of_higher_order_comes_closer() -> None:
     assert np.abs(solver - exact).mean() < 0.5 * np.abs(euler - exact).mean()
     with pytest.raises(SettingsError, match=r"dpm\+\+ or euler for a flow, given ddim"):
         sampled(2, "ddim")
+
+
+def test_a_solver_keeps_the_shift_of_a_flow() -> None:
+    def pipe(**shift: Any) -> Any:
+        return SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler(**shift))
+
+    solver = scheduler_of(pipe(shift=3.0), "dpm++")
+    solver.set_timesteps(4)
+    own = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    own.set_timesteps(4, sigmas=[1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(solver.sigmas[:4], own.sigmas[:4], atol=2e-3)
+    with pytest.raises(SettingsError, match="euler for a flow whose shift is linear"):
+        scheduler_of(pipe(use_dynamic_shifting=True, time_shift_type="linear"), "dpm++")
 
 
 def test_pairs_are_not_selected_by_the_second_judge(capsys: pytest.CaptureFixture[str]) -> None:

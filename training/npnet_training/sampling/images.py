@@ -168,9 +168,11 @@ def scheduler_of(pipe: Any, name: str | None) -> Any:
         if name != "dpm++":
             raise SettingsError(f"scheduler: expected dpm++ or euler for a flow, given {name}")
         own: Any = pipe.scheduler
-        config = {**own.config, "time_shift_type": "exponential"}
-        solver = diffusers.DPMSolverMultistepScheduler
-        return solver.from_config(config, prediction_type="flow_prediction", use_flow_sigmas=True)
+        if own.config.use_dynamic_shifting and own.config.time_shift_type != "exponential":
+            raise SettingsError("scheduler: expected euler for a flow whose shift is linear, given dpm++")
+        return diffusers.DPMSolverMultistepScheduler.from_config(
+            own.config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=own.config.shift
+        )
     # Latents are not bounded; DDIM would clip them by its own default.
     return getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config, clip_sample=False)
 
