@@ -1,20 +1,18 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.shapes import SMALL
+from support.worlds import SMALL, build_small
 
 
 @pytest.fixture(scope="session")
-def small() -> dict[str, int]:
-    """Settings of a build that takes seconds."""
-    return SMALL
+def small() -> dict[str, Any]:
+    """Settings of a build of the shapes model that takes seconds."""
+    return SMALL["shapes"]
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the right form that has learned nothing."""
-    build = pytest.importorskip("npnet_training.shapes.build")
-    folder = tmp_path_factory.mktemp("shapes") / "model"
-    build.build(build.BuildSettings(output=folder, **SMALL))
-    return folder
+    """A shapes model of the right form that has learned nothing."""
+    return build_small("shapes", tmp_path_factory)

@@ -7,17 +7,17 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from npnet_runtime.files import atomic_directory
-from npnet_runtime.networks.any_size_config import AnySizeConfig
+from npnet_runtime.networks.any_size_config import config_for_shapes
 from npnet_runtime.weights import checkpoint
 from npnet_training.command import run
-from npnet_training.embedded import WORLDS, EmbeddedModel
+from npnet_training.embedded import WORLDS, EmbeddedModel, WorldName
 from npnet_training.errors import ModelError
 from npnet_training.evaluation import paired
 from npnet_training.sampling import Denoiser
@@ -29,6 +29,7 @@ from npnet_training.shapes.building import CHECKPOINTS, METRICS
 from npnet_training.shapes.grammar import prompts as shapes_prompts
 from npnet_training.shapes.judging import strict_rate
 from npnet_training.study.arms import changed_by
+from npnet_training.training.networks import serves
 
 GOLDEN = "golden"
 NETWORKS = ("npnet", "prompt-attention")
@@ -47,7 +48,7 @@ class BundleSettings(Settings):
     What its golden noise is worth, in front of each of its denoisers, is added to the model's metrics.json.
     """
 
-    world: Literal["shapes", "scenes"]
+    world: WorldName
     """Whose model."""
     model: Path
     """Folder as python -m npnet_training.WORLD.build writes it."""
@@ -108,33 +109,21 @@ def assemble(settings: BundleSettings) -> int:
 
 
 def _add_networks(networks: Path, pipe: Any, folder: Path) -> None:
+    """Those that take the pipeline's noise and texts, in half precision."""
+    denoiser = Denoiser(pipe)
+    pooled = denoiser.texts.get("pooled", (0,))[0]
+    wanted = config_for_shapes(denoiser.latent_shape, denoiser.text_shape, pooled_dim=pooled)
     folder.mkdir()
     for name in NETWORKS:
         path = networks / f"{name}.safetensors"
         read = checkpoint.read(path)
-        _check(path, read.config, pipe)
+        if not serves(read.config, wanted):
+            raise ModelError(
+                f"{path}: expected a network for latents {wanted.latent_shape} and texts "
+                f"{wanted.text_shape}, given one for {read.config.latent_shape} and {read.config.text_shape}"
+            )
         halves = {key: value.half() for key, value in read.state.items()}
         checkpoint.write(folder / path.name, halves, read.config)
-
-
-def _check(path: Path, config: Any, pipe: Any) -> None:
-    """Whether a network takes the pipeline's noise and texts."""
-    latents, text = Denoiser(pipe).latent_shape, (pipe.tokenizer.model_max_length, _text_width(pipe))
-    if isinstance(config, AnySizeConfig):
-        fits = config.latent_channels == latents[0] and config.text_dim == text[1]
-        fits &= all(config.least_side <= side <= config.most_side for side in latents[1:])
-    else:
-        fits = (config.latent_shape, config.text_shape) == (latents, text)
-    if not fits:
-        raise ModelError(
-            f"{path}: expected a network for latents {latents} and texts {text}, given one for "
-            f"{config.latent_shape} and {config.text_shape}"
-        )
-
-
-def _text_width(pipe: Any) -> int:
-    last = getattr(pipe, "text_encoder_2", None) or pipe.text_encoder
-    return int(last.config.hidden_size)
 
 
 def _judge(settings: BundleSettings, model: EmbeddedModel, folder: Path) -> dict[str, Any]:
@@ -165,7 +154,6 @@ def _judge(settings: BundleSettings, model: EmbeddedModel, folder: Path) -> dict
 def _strict(
     settings: BundleSettings, pipe: Any, change: Callable[..., Any] | None, steps: int
 ) -> NDArray[np.bool_]:
-    pipe.set_progress_bar_config(disable=True)
     if settings.world == "shapes":
         return strict_rate(pipe, shapes_prompts("held-out", settings.judged), change, steps=steps)
     rows = judged(pipe, scenes_prompts("held-out", settings.judged), change, steps=steps)

@@ -31,7 +31,8 @@ SPINS = "10000"
 """Turns of libgomp's loop before a waiting thread sleeps; it takes millions by default. Fewer cost a sixth on
 quiet cores, more a third beside a busy process."""
 _STAT = Path("/proc/stat")
-_SMALL = re.compile(r"(?:--[\w.-]+=)?(?:shapes|scenes)(?:-[\w-]+)?")
+_WORLD = "(?:shapes|scenes)"  # not asked of what would import torch
+_SMALL = re.compile(rf"(?:--[\w.-]+=)?{_WORLD}(?:-[\w-]+)?")
 _PAIRS = "npnet-pairs.json"
 _LOOK = 0.05  # seconds over which other processes are observed
 _SILENT = {"--quiet", "--help", "-h", "--version", "--list"}
@@ -73,10 +74,7 @@ def is_small(arguments: Sequence[str]) -> bool:
         if _SMALL.fullmatch(argument):
             return True
         path = Path(argument.partition("=")[2] or argument)
-        for file, said in (
-            (path / _PAIRS, r'"model": "(shapes|scenes)'),
-            (path, r"^\s*model: (shapes|scenes)"),
-        ):
+        for file, said in ((path / _PAIRS, rf'"model": "{_WORLD}'), (path, rf"^\s*model: {_WORLD}")):
             if file.suffix in (".json", ".yaml", ".yml") and _holds(file, said):
                 return True
     return False

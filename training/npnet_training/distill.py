@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from npnet_runtime.files import atomic_directory
+from npnet_runtime.integrations.diffusers.checks import denoiser_name
 from npnet_training.command import run
 from npnet_training.embedded import find_embedded
 from npnet_training.errors import TrainError
@@ -74,10 +75,9 @@ class DistillSettings(Settings):
     @property
     def source(self) -> str:
         """Of the prompts."""
-        world = find_embedded(self.model)
-        if self.prompts is not None or world is None:
-            return str(self.prompts)
-        return f"{world[0].name}:train:{self.trajectories}:{self.seed}"
+        embedded = find_embedded(self.model)
+        of_world = f"{embedded[0].name}:train:{self.trajectories}:{self.seed}" if embedded else ""
+        return self.prompts or of_world
 
 
 def distill(settings: DistillSettings) -> None:
@@ -189,13 +189,8 @@ def _steps(
 def _with(pipe: Any, network: Any) -> Any:
     """The same pipeline with another denoiser."""
     found = copy.copy(pipe)
-    setattr(found, _name(pipe), network)
+    setattr(found, denoiser_name(pipe), network)
     return found
-
-
-def _name(pipe: Any) -> str:
-    """Of its denoiser."""
-    return "transformer" if hasattr(pipe, "transformer") else "unet"
 
 
 def _write_lora(student: Any, pipe: Any, folder: Path) -> None:
@@ -203,7 +198,7 @@ def _write_lora(student: Any, pipe: Any, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
     layers = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(student).items()}
-    pipe.save_lora_weights(folder, **{f"{_name(pipe)}_lora_layers": layers})
+    pipe.save_lora_weights(folder, **{f"{denoiser_name(pipe)}_lora_layers": layers})
 
 
 def main(argv: list[str] | None = None) -> int:

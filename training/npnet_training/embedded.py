@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from npnet_training.errors import ModelError
 
 LICENCE = "Apache-2.0"
 MAIN = "main"
+WorldName = Literal["shapes", "scenes"]
 _PIPELINE = ("model_index.json", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -128,7 +129,7 @@ class EmbeddedModel:
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
     ) -> Any:
-        """The embedded pipeline; needs no network.
+        """The embedded pipeline, quiet; needs no network.
 
         Args:
             denoiser: one of `denoisers`.
@@ -143,10 +144,7 @@ class EmbeddedModel:
         folder = folder or self.folder
         self.check(folder, {MAIN, denoiser})
         try:
-            pipeline, network = (
-                getattr(importlib.import_module(module), name)
-                for module, name in (self.pipeline, self.network)
-            )
+            pipeline, network = (_imported(*where) for where in (self.pipeline, self.network))
         except ImportError as error:
             raise ModelError(
                 f"{self.name} needs diffusers ({error}): pip install 'npnet-runtime[train]'"
@@ -164,6 +162,7 @@ class EmbeddedModel:
                 part.unload_lora()
         except (OSError, ValueError) as error:
             raise AssetsError(self._broken(folder, f"{folder}: diffusers cannot load it: {error}")) from error
+        pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
 
     def _broken(self, folder: Path, error: object) -> str:

@@ -66,19 +66,17 @@ def load_pipeline(
         ModelError: there is none of that name, it cannot be fetched, or diffusers is missing.
     """
     embedded = PACKAGED[name].base_model if name in PACKAGED else name
-    if found := find_embedded(embedded):
-        world, variant = found
+    if named := find_embedded(embedded):
+        world, variant = named
         pipe = world.load(variant, device=device, dtype=dtype)
-        pipe.set_progress_bar_config(disable=True)
         return pipe, ModelInfo(name, None, type(pipe).__name__)
     source = MODELS[name].base_model if name in MODELS else name
     if own := embedded_folder(Path(source)):
         pipe = own.load(dtype=dtype, folder=Path(source))
-        pipe.set_progress_bar_config(disable=True)
     else:
         pipe = _load(source, dtype, revision, offline)
-    revision = getattr(pipe.config, "_commit_hash", None) or _digest(Path(source))
-    return pipe.to(device), ModelInfo(name, revision, type(pipe).__name__)
+    found = getattr(pipe.config, "_commit_hash", None) or _digest(Path(source))
+    return pipe.to(device), ModelInfo(name, found, type(pipe).__name__)
 
 
 def _load(source: str, dtype: torch.dtype, revision: str | None, offline: bool) -> Any:

@@ -11,6 +11,7 @@ from npnet_training.errors import PromptsError
 from npnet_training.prompt_files import read_rows
 
 COLUMNS = ("prompt", "caption", "text", "Prompts")
+OF_WORLDS = ("shapes:", "scenes:")  # what the sources of their prompts begin with
 LONGEST = 10_000  # characters; no text encoder reads as many
 
 
@@ -34,7 +35,7 @@ def read_prompts(source: str) -> Iterator[Prompt]:
     Raises:
         PromptsError: missing, malformed, or without a prompt. A line's error is raised when it is reached.
     """
-    if source.startswith(("shapes:", "scenes:")):
+    if source.startswith(OF_WORLDS):
         found = _world(source)
     elif source.startswith("hub:"):
         found = _hub(source)

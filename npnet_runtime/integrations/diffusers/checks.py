@@ -90,8 +90,12 @@ def judge(pipeline: type) -> Verdict:
 
 def denoiser(pipe: Any) -> Any:
     """The network that removes the noise: `pipe.unet` or `pipe.transformer`; None if there is neither."""
-    unet = getattr(pipe, "unet", None)
-    return getattr(pipe, "transformer", None) if unet is None else unet
+    return getattr(pipe, denoiser_name(pipe), None)
+
+
+def denoiser_name(pipe: Any) -> str:
+    """What a pipeline calls the network that removes the noise."""
+    return "transformer" if getattr(pipe, "unet", None) is None else "unet"
 
 
 def check_pipeline(

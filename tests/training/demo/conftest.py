@@ -9,8 +9,7 @@ from npnet_runtime.networks.prompt_attention import PromptAttentionConfig
 from npnet_runtime.networks.random_weights import random_state
 from npnet_runtime.weights import checkpoint
 from npnet_training.embedded import SHAPES
-from npnet_training.shapes import build
-from support.shapes import SMALL
+from support.worlds import build_small
 
 pytest.importorskip("diffusers")
 
@@ -25,8 +24,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shapes") / "model"
-    build.build(build.BuildSettings(output=folder, **SMALL))
+    folder = build_small("shapes", tmp_path_factory)
     for name, config in NETWORKS.items():
         checkpoint.write(folder / "golden" / f"{name}.safetensors", random_state(config, 0), config)
     SHAPES.write_manifest(folder)

@@ -226,17 +226,17 @@ def test_refused(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_a_file_of_prompts(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\nA RED circle\n\na blue cross below a cyan square\n")
-    found = checks.read_facts((str(file), "a green triangle", "2"), WORLDS["shapes"])
+    found = checks.read_texts((str(file), "a green triangle", "2"), WORLDS["shapes"])
     held_out = prompts("held-out", 2)
     assert found == [
         "a red circle", "a blue cross below a cyan square", "a green triangle", *held_out,
     ]  # fmt: skip
     file.write_text("a red circle\na dog\n")
     with pytest.raises(checks.PromptsError, match=r"prompts.txt, prompt 2: expected 'a COLOUR SHAPE"):
-        checks.read_facts((str(file),), WORLDS["shapes"])
+        checks.read_texts((str(file),), WORLDS["shapes"])
     file.write_text("\n")
     with pytest.raises(checks.PromptsError, match="found none"):
-        checks.read_facts((str(file),), WORLDS["shapes"])
+        checks.read_texts((str(file),), WORLDS["shapes"])
 
 
 @pytest.mark.parametrize("damage", ["altered", "missing", "unlisted"])

@@ -29,7 +29,7 @@ from npnet_training.scenes.train_text_encoder import train_text_encoders
 from npnet_training.scenes.train_transformer import Latents, TransformerTraining, pack
 from npnet_training.shapes.train_text_encoder import tokenize
 from support.damage import alter
-from support.scenes import SMALL
+from support.worlds import SMALL
 
 FLOAT = dtype_option(torch.float32)
 
@@ -64,7 +64,7 @@ def test_metrics_say_what_was_seen(built: Path) -> None:
 
 def test_goes_on_after_a_kill(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "model"
-    settings = BuildSettings(output=output, **SMALL)
+    settings = BuildSettings(output=output, **SMALL["scenes"])
     plain = TransformerTraining.save
 
     def dies(self: TransformerTraining, path: Path) -> None:
@@ -77,7 +77,7 @@ def test_goes_on_after_a_kill(built: Path, tmp_path: Path, monkeypatch: pytest.M
             build(settings)
     assert not output.exists()
     with pytest.raises(TrainError, match="was begun with other settings"):
-        build(BuildSettings(output=output, **SMALL | {"seed": 1}))
+        build(BuildSettings(output=output, **SMALL["scenes"] | {"seed": 1}))
     monkeypatch.setattr(module, "train_text_encoders", None)  # is not trained again
     build(settings)
     for name in ("transformer", "checkpoints/2/transformer", "vae"):

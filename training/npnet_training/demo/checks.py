@@ -10,14 +10,14 @@ from npnet_training.demo.settings import DemoSettings
 from npnet_training.demo.worlds import World
 from npnet_training.errors import DemoError, PromptsError
 from npnet_training.prompt_files import SUFFIXES, kind_of
-from npnet_training.prompts import read_prompts
+from npnet_training.prompts import OF_WORLDS, read_prompts
 
 RESULTS = "demo.json"
 _MOST = 20_000  # held-out prompts; there are about three times as many
 _MODULES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 
 
-def read_facts(sources: tuple[str, ...], world: World) -> list[str]:
+def read_texts(sources: tuple[str, ...], world: World) -> list[str]:
     """Distinct prompts in the order of their sources.
 
     Args:
@@ -43,7 +43,7 @@ def _read(source: str, world: World) -> Iterator[str]:
                 f"--prompts: expected 1 to {_MOST} held-out prompts, in digits, given {source}"
             )
         yield from world.held_out(int(source))
-    elif source.startswith(("shapes:", "scenes:")) or kind_of(Path(source)) in SUFFIXES or _is_file(source):
+    elif source.startswith(OF_WORLDS) or kind_of(Path(source)) in SUFFIXES or _is_file(source):
         for number, prompt in enumerate(read_prompts(source), 1):
             try:
                 yield str(world.parse(prompt.text))

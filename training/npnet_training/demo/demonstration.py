@@ -16,7 +16,7 @@ from npnet_runtime import GoldenNoise, __version__
 from npnet_runtime.files import atomic_directory
 from npnet_runtime.networks.registry import network_for
 from npnet_runtime.weights.packaged import PackagedModel
-from npnet_training.demo.checks import RESULTS, check_modules, check_output, read_facts
+from npnet_training.demo.checks import RESULTS, check_modules, check_output, read_texts
 from npnet_training.demo.settings import DemoSettings
 from npnet_training.embedded import AssetsError
 from npnet_training.errors import DemoError
@@ -73,7 +73,7 @@ def check_all(settings: DemoSettings) -> tuple[list[str], dict[str, Any]]:
     Raises:
         PromptsError, AssetsError, DemoError: see `demonstrate`.
     """
-    prompts = read_facts(settings.prompts, settings.about)
+    prompts = read_texts(settings.prompts, settings.about)
     check_output(settings.output, force=settings.force)
     listing = _check_assets(settings)
     check_modules(settings)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from npnet_runtime import GoldenNoise
-from npnet_runtime.integrations.diffusers.reading import reads_of
 from npnet_training.demo.settings import DemoSettings
+from npnet_training.evaluation.arms import changed_by_engine
 from npnet_training.evaluation.evaluator import CANDIDATES
 from npnet_training.sampling import Conditioning, Denoiser, SampleSettings, draw_noise, sample_images
 from npnet_training.shapes.verify import Verdict
@@ -67,10 +67,9 @@ class Artist:
 
     def __init__(self, settings: DemoSettings, golden: GoldenNoise, denoiser: str) -> None:
         self.pipe = settings.about.model.load(denoiser, folder=settings.models)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.settings, self.golden, self.name = settings, golden, denoiser
+        self.settings, self.name = settings, denoiser
         self.denoiser = Denoiser(self.pipe)
-        self._reads = reads_of(golden.bundle.manifest, self.denoiser.reads)
+        self._make_golden = changed_by_engine(golden, self.denoiser)
         self.times = Times()
         self._sample = SampleSettings(steps=settings.steps_of(denoiser), guidance=settings.guidance)
 
@@ -134,9 +133,6 @@ class Artist:
         with _stopwatch(self.denoiser.network) as calls:
             sample_images(self.denoiser, conditioning, noise, self._sample)
         return golden, sum(calls)
-
-    def _make_golden(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.golden(noise, self.denoiser.prompt(conditioning, self._reads))
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.denoiser.encode(prompts, unconditional=self.settings.guidance > 1)

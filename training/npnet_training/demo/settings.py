@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from npnet_training.demo.worlds import WORLDS, World
+from npnet_training.embedded import WorldName
 from npnet_training.settings import WHOLE, Settings
 
 
@@ -16,7 +17,7 @@ class DemoSettings(Settings):
 
     output: Path = Path("npnet-demo")
     """Folder to write."""
-    world: Literal["shapes", "scenes"] = "shapes"
+    world: WorldName = "shapes"
     """shapes: a Stable Diffusion of 32x32 pixels, which fails at shapes; scenes: a FLUX of 64x64, which fails
     at counting, binding and placement, and for which no network is bundled yet: give --model-dir."""
     prompts: Annotated[tuple[str, ...], WHOLE] = ("200",)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from npnet_runtime.weights.packaged import PACKAGED, PackagedModel
-from npnet_training.embedded import SCENES, SHAPES, EmbeddedModel
+from npnet_training.embedded import SCENES, SHAPES, EmbeddedModel, WorldName
 from npnet_training.scenes import grammar as scenes
 from npnet_training.scenes.verify import FACTS, fact_of
 from npnet_training.scorers.scenes import judge as judge_scenes
@@ -47,7 +47,7 @@ def _of_scenes(name: str, filename: str) -> PackagedModel:
     return PackagedModel(name, "npnet_training", "scenes/assets", filename, "scenes", "FluxPipeline", 1.0)
 
 
-WORLDS = {
+WORLDS: dict[WorldName, World] = {
     "shapes": World(
         SHAPES,
         {"prompt-attention": PACKAGED["shapes"], "npnet": PACKAGED["shapes-npnet"]},

@@ -64,15 +64,7 @@ def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
         if find_lora(text.removeprefix("golden:")) is not None:
             return _lora_arm(text, denoiser)
         golden = GoldenNoise(Path(text.removeprefix("golden:")), device=settings.device)
-        manifest = golden.bundle.manifest
-        check_latent_space(denoiser.pipe, manifest.latent_space)
-        reads = reads_of(manifest, denoiser.reads)
-
-        def change(noise: Tensor, prompts: Conditioning) -> Tensor:
-            own = manifest.text_encoder is not None
-            return golden(noise, golden.encode(prompts.texts) if own else denoiser.prompt(prompts, reads))
-
-        return Arm(text, change, engine=golden.bundle.digest)
+        return Arm(text, changed_by_engine(golden, denoiser), engine=golden.bundle.digest)
     if found := re.fullmatch(r"best-of-(\d+):(.+)", text):
         count = int(found[1])
         if count < 2:
@@ -83,6 +75,23 @@ def _make(text: str, settings: EvaluateSettings, denoiser: Denoiser) -> Arm:
         return Arm(text, None, count, chooser)
     known = "golden:ENGINE_DIR, redenoised[:WEIGHT] or best-of-N:SCORER"
     raise SettingsError(f"--arms: expected {known}, given {text!r}")
+
+
+def changed_by_engine(golden: GoldenNoise, denoiser: Denoiser) -> Change:
+    """What an engine makes of noise and its prompts.
+
+    Raises:
+        PipelineError: it is for another latent space, or reads what the pipeline does not encode.
+    """
+    manifest = golden.bundle.manifest
+    check_latent_space(denoiser.pipe, manifest.latent_space)
+    reads = reads_of(manifest, denoiser.reads)
+
+    def change(noise: Tensor, prompts: Conditioning) -> Tensor:
+        own = manifest.text_encoder is not None
+        return golden(noise, golden.encode(prompts.texts) if own else denoiser.prompt(prompts, reads))
+
+    return change
 
 
 def _lora_arm(text: str, denoiser: Denoiser) -> Arm:

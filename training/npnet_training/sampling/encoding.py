@@ -15,7 +15,6 @@ from npnet_runtime.integrations.diffusers.steering import FEW, Drawn, SteeredPip
 from npnet_training.errors import ModelError
 from npnet_training.sampling.conditioning import Conditioning, Value
 
-"""Arguments of a call that ends early."""
 _LONGER = "a red cube"
 
 

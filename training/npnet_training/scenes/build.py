@@ -200,7 +200,7 @@ def _latents(settings: BuildSettings, work: Path, vae: Any, device: str) -> list
         with atomic_file(path) as temporary:
             torch.save(made, temporary)
     found = torch.load(path, weights_only=True)
-    return [Latents(*(part[name].to(device) for name in ("latents", "ids", "layouts"))) for part in found]
+    return [Latents(**{name: value.to(device) for name, value in part.items()}) for part in found]
 
 
 def _train_denoiser(

@@ -99,17 +99,19 @@ class SecondJudge:
         centre, radius = place[..., :2].sigmoid() * CELL, F.softplus(place[..., 2]) * CELL
         chance = there[..., 0].sigmoid()
         seen: list[list[tuple[float, Found]]] = [[] for _ in images]
-        for cell in sorted((chance > LEAST).nonzero().tolist(), key=lambda cell: -float(chance[tuple(cell)])):
-            image, row, column = place_of = tuple(cell)
-            shape = int(shapes[place_of].argmax())
+        likely = chance > LEAST
+        surest_first = chance[likely].argsort(descending=True, stable=True)
+        for image, row, column in likely.nonzero()[surest_first].tolist():
+            cell = (image, row, column)
+            shape = int(shapes[cell].argmax())
             found = Found(
-                COLOURS[int(colours[place_of].argmax())],
+                COLOURS[int(colours[cell].argmax())],
                 None if shape == MALFORMED else SHAPES[shape],
-                column * CELL + float(centre[place_of][0]),
-                row * CELL + float(centre[place_of][1]),
-                float(radius[place_of]),
+                column * CELL + float(centre[cell][0]),
+                row * CELL + float(centre[cell][1]),
+                float(radius[cell]),
             )
-            _add(seen[image], float(chance[place_of]), found)
+            _add(seen[image], float(chance[cell]), found)
         return [[found for sure, found in things if sure > SURE] for things in seen]
 
     def strict(self, images: Tensor, scenes: Sequence[Scene]) -> list[bool]:

@@ -52,10 +52,12 @@ class TransformerTraining(AveragedRun):
         pooled: the other encoder of them, CLIP.
         batch: scenes a step.
         rate: highest learning rate, see `AveragedRun`, of Muon and AdamW.
-        precision: of the products; bf16 is faster where the processor has it.
         seed: of weights, order, sigmas and noise.
         report: called with stage, step and loss.
+        precision: of the products; bf16 is faster where the processor has it.
     """
+
+    decay_from = 0.6
 
     def __init__(
         self,
@@ -80,8 +82,6 @@ class TransformerTraining(AveragedRun):
         self.model.transformer_blocks[-1].register_forward_hook(
             lambda block, inputs, outputs: self._states.append(outputs[1])
         )
-
-    decay_from = 0.6
 
     @property
     def helper(self) -> nn.Module:

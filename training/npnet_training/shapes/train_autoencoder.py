@@ -63,7 +63,7 @@ def train_autoencoder(
     vae = make().to(images.device)
     optimizer = _Optimizer(vae.parameters(), rate, steps, warm_up)
     for step in range(steps):
-        part = images[rows_of(step, len(images), batch, seed)].float()
+        part = images[rows_of(step, len(images), batch, seed)]
         weight = kl_weight
         if step < crops:
             weight *= part[0, 0].numel() / CROP**2  # the divergence is summed, the distance a mean
@@ -75,7 +75,7 @@ def train_autoencoder(
         optimizer.step(loss)
         report("autoencoder", step, loss.item())
     vae.eval()
-    vae.register_to_config(scaling_factor=round(1 / encode(vae, images[:2048].float()).std().item(), 4))
+    vae.register_to_config(scaling_factor=round(1 / encode(vae, images[:2048]).std().item(), 4))
     return vae
 
 

@@ -15,10 +15,11 @@ from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.registry import Network
 from npnet_runtime.weights import checkpoint
+from npnet_training.embedded import WorldName
 from npnet_training.errors import StudyError
 from npnet_training.evaluation import Arm
 from npnet_training.sampling import Conditioning
-from npnet_training.study.conditions import ArmSet, Condition, WorldName
+from npnet_training.study.conditions import ArmSet, Condition
 from npnet_training.training.report import ABLATIONS, ablated
 
 Factors = Callable[[SVD], SVD]

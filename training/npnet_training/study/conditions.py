@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from npnet_training.embedded import WorldName
 from npnet_training.sampling import SampleSettings
 
-WorldName = Literal["shapes", "scenes"]
 ArmSet = Literal["all", "networks", "short"]
 
 

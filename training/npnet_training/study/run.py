@@ -9,14 +9,14 @@ from typing import Any
 
 from npnet_runtime import __version__
 from npnet_runtime.files import atomic_file, sha256
-from npnet_training.embedded import find_embedded
+from npnet_training.embedded import WorldName, find_embedded
 from npnet_training.errors import StudyError
 from npnet_training.evaluation import Results, evaluate
 from npnet_training.evaluation.arms import PLAIN
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.settings import differences
 from npnet_training.study.arms import BUILT_IN, make_arms, read_networks
-from npnet_training.study.conditions import CONDITIONS, Condition, WorldName
+from npnet_training.study.conditions import CONDITIONS, Condition
 from npnet_training.study.settings import StudySettings
 
 SECOND = "scenes-second"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from npnet_training.embedded import WorldName
 from npnet_training.settings import Settings
-from npnet_training.study.conditions import CONDITIONS, WorldName
+from npnet_training.study.conditions import CONDITIONS
 
 
 class StudySettings(Settings):

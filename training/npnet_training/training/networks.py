@@ -91,7 +91,7 @@ def make_network(
             f"--start-from {start_from}: expected a network of kind {config.kind}, given one of "
             f"kind {state.config.kind}; give --network.kind {state.config.kind}"
         )
-    if not _serves(state.config, config):
+    if not serves(state.config, config):
         raise TrainError(
             f"--start-from {start_from}: expected a network for noise of shape {config.latent_shape} and "
             f"text of shape {config.text_shape}, as in the dataset; given {state.config.latent_shape} and "
@@ -102,7 +102,7 @@ def make_network(
     return network
 
 
-def _serves(given: NetworkConfig, wanted: NetworkConfig) -> bool:
+def serves(given: NetworkConfig, wanted: NetworkConfig) -> bool:
     """Whether a network takes the noise and the prompts that another is made for."""
     if not isinstance(given, AnySizeConfig):
         return (given.latent_shape, given.text_shape) == (wanted.latent_shape, wanted.text_shape)
