@@ -57,7 +57,7 @@ def test_finds_as_many_as_there_are() -> None:
     for _ in range(5):
         placed = place(Scene((group,)), generator, (48, 64))
         image = torch.from_numpy(draw(placed, generator, (48, 64))[0])[None]
-        seen = REWARD.seek(REWARD._colours.colour_masks(image)[0], group)
+        seen = REWARD.seek(REWARD._colours.colour_masks(image), [group])[0]
         found = sorted(zip(seen.x.tolist(), seen.y.tolist(), seen.radius.tolist(), strict=True))
         wanted = sorted((item.x, item.y, item.radius) for item in placed)
         np.testing.assert_allclose(found, wanted, atol=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from npnet_training.scenes.placing import RADII, SIZES, place, relation_of
 from npnet_training.scenes.render import draw, render
 from npnet_training.scenes.verify import failure_of, judge, verify
 from npnet_training.shapes.grammar import Thing
-from npnet_training.shapes.verify import UNKNOWN, Seen
+from npnet_training.shapes.render import Placed, paint
+from npnet_training.shapes.verify import UNKNOWN, Seen, see
 
 CIRCLE, SQUARE, CROSS = Thing("red", "circle"), Thing("blue", "square"), Thing("green", "cross")
 
@@ -155,6 +157,9 @@ def test_what_is_wrong_first_has_a_name() -> None:
     assert failing(left) == "count"
     assert failing(left, right, Seen(CROSS, 30, 50, 6)) == "count"
     assert failing(Seen(Thing("red", UNKNOWN), 10, 30, 6), right) == "shape"
+    assert failing(Seen(Thing("red", UNKNOWN), 10, 30, 9), right) == "count"  # two in one
+    assert failing(Seen(Thing("red", UNKNOWN), 10, 30, 2), left, right) == "count"
+    assert failing(Seen(Thing("red", UNKNOWN), 10, 30, 6, touching=True), right) == "binding"
     assert failing(Seen(Thing("red", "cross"), 10, 30, 6), right) == "shape"
     assert failing(Seen(Thing("cyan", "circle"), 10, 30, 6), right) == "colour"
     assert (
@@ -166,6 +171,14 @@ def test_what_is_wrong_first_has_a_name() -> None:
     sized = Scene.parse("a small red circle and a large blue square")
     assert failing(Seen(CIRCLE, 10, 30, 8), Seen(SQUARE, 50, 30, 8), of=sized) == "binding"
     assert failing(Seen(CIRCLE, 10, 30, 5), Seen(SQUARE, 50, 30, 8), of=sized) is None
+
+
+def test_only_things_that_grew_together_touch() -> None:
+    circle, square = Placed(CIRCLE, 20, 30, 6), Placed(SQUARE, 40, 30, 6)
+    ground = np.full((3, 64, 64), 0.8, np.float32)
+    assert not any(item.touching for item in see(paint(ground.copy(), [circle, square], random.Random(0))[0]))
+    near = replace(square, x=31)
+    assert all(item.touching for item in see(paint(ground.copy(), [circle, near], random.Random(0))[0]))
 
 
 def test_scenes_are_drawn_from_their_seed() -> None:

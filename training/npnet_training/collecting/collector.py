@@ -15,7 +15,7 @@ from npnet_training.collecting.settings import OF_THE_RUN, CollectSettings
 from npnet_training.models import ModelInfo, load_pipeline
 from npnet_training.pairs.info import PairInfo
 from npnet_training.pairs.shard import Pairs, shard_path, write_pairs
-from npnet_training.sampling import Denoiser, draw_noise, redenoise, sample_images
+from npnet_training.sampling import Conditioning, Denoiser, draw_noise, redenoise, sample_images
 from npnet_training.scorers import SelectionRule, load_scorer, score_all
 
 
@@ -68,19 +68,18 @@ class Collector:
         """The pairs of an item, and the images from the source and the target if there are scorers."""
         settings = self.settings
         source = draw_noise(item.seeds, self.shape_of(item.number))
-        target = source.half()
-        if settings.targets:
-            conditioning = self.denoiser.encode(item.prompts)
-            target = redenoise(self.denoiser, source, conditioning, settings.redenoise).cpu().half()
+        conditioning = self.denoiser.encode(item.prompts) if settings.targets else None
+        target = self.target_of(source, item, conditioning).cpu().half()
         finite = target.flatten(1).isfinite().all(1).tolist()
         before: dict[str, list[float]] = {}
         after: dict[str, list[float]] = {}
         plain: list[Any] = []
         golden: list[Any] = []
-        if self.scorers:
+        if conditioning is not None and self.scorers:
+            texts = conditioning
 
             def images(noise: Tensor) -> list[Any]:
-                return sample_images(self.denoiser, conditioning, noise, settings.sample, seeds=item.seeds)
+                return sample_images(self.denoiser, texts, noise, settings.sample, seeds=item.seeds)
 
             plain, golden = images(source), images(torch.nan_to_num(target.float()))
             before = score_all(self.scorers, item.prompts, plain)
@@ -94,6 +93,12 @@ class Collector:
             [kept for kept, _ in decisions], [reason for _, reason in decisions], before, after,
         )  # fmt: skip
         return pairs, plain, golden
+
+    def target_of(self, source: Tensor, item: Item, conditioning: Conditioning | None) -> Tensor:
+        """Golden noise of an item's source noise (B, C, H, W), or itself if no targets are wanted."""
+        if conditioning is None:
+            return source
+        return redenoise(self.denoiser, source, conditioning, self.settings.redenoise)
 
     def collect(self, item: Item) -> int:
         """Make and write an item; how many of its pairs are kept."""

@@ -30,13 +30,16 @@ class Progress:
 
 
 def collect(
-    settings: CollectSettings, report: Callable[[Progress], None] = lambda progress: None
+    settings: CollectSettings,
+    report: Callable[[Progress], None] = lambda progress: None,
+    collector: Callable[[CollectSettings], Collector] = Collector,
 ) -> Progress:
     """Make the dataset, or what is missing of it.
 
     Args:
         settings: see there.
         report: called after every shard.
+        collector: what makes the pairs, where it is not on Ray.
 
     Raises:
         DatasetError: the folder holds another dataset or cannot be written.
@@ -59,7 +62,7 @@ def collect(
         images = 2 * new if settings.scorers else 0
         return Progress(pairs, kept, new, images, time.perf_counter() - began)
 
-    with _workers(settings) as workers:
+    with _workers(settings, collector) as workers:
         info = workers.info()
         info = _begin(settings, info)
         for item, count in workers.collect_all(todo(info, shards_there(settings))):
@@ -68,9 +71,11 @@ def collect(
     return progress()
 
 
-def _workers(settings: CollectSettings) -> AbstractContextManager[Collector | RayPool]:
+def _workers(
+    settings: CollectSettings, collector: Callable[[CollectSettings], Collector]
+) -> AbstractContextManager[Collector | RayPool]:
     if settings.ray is None:
-        return nullcontext(Collector(settings))
+        return nullcontext(collector(settings))
     return RayPool(settings)
 
 

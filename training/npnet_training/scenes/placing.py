@@ -53,23 +53,28 @@ def place(scene: Scene, generator: random.Random, size: Size, *, seen: bool = Tr
     things = scene.things
     draws = np.random.default_rng(generator.getrandbits(63))
     for _ in range(_ROUNDS):
-        radii = np.array([generator.uniform(*RADII[_kind(scene, group)]) for group in things])
+        radii = np.array([generator.uniform(*radius_of(scene, group)) for group in things])
         centres = _candidates(things, radii, size, draws)
-        good = _apart(things, radii, centres) & _related(scene, centres)
-        for number in np.flatnonzero(good):
+        for number in np.flatnonzero(holds_at(scene, radii, centres)):
             found = [
                 Placed(group.thing, float(x), float(y), float(radius))
                 for group, (x, y), radius in zip(things, centres[number], radii, strict=True)
             ]
-            if seen or not _shows_held_out(found):
+            if seen or not shows_held_out(found):
                 return found
     raise ScenesError(
         f"expected a scene that fits into {size[0]}x{size[1]} pixels, no places found for '{scene}'"
     )
 
 
-def _kind(scene: Scene, group: Group) -> str:
-    return "many" if scene.total > 2 else group.size
+def radius_of(scene: Scene, group: Group) -> tuple[float, float]:
+    """Least and most of a group's things in a scene, in pixels."""
+    return RADII["many" if scene.total > 2 else group.size]
+
+
+def holds_at(scene: Scene, radii: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(K,) whether N things of radii (N,) are apart and related as a scene says at centres (K, N, 2)."""
+    return _apart(scene.things, radii, centres) & _related(scene, centres)
 
 
 def _candidates(
@@ -109,7 +114,8 @@ def _related(scene: Scene, centres: NDArray[np.float64]) -> NDArray[np.bool_]:
     return good
 
 
-def _shows_held_out(placed: list[Placed]) -> bool:
+def shows_held_out(placed: list[Placed]) -> bool:
+    """Whether a combination that is held out is seen, between any two things."""
     for a, b in itertools.permutations(placed, 2):
         relation = relation_of(b.x - a.x, b.y - a.y)
         if a.thing != b.thing and relation in RELATIONS and is_held_out(a.thing, relation, b.thing):

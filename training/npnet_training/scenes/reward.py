@@ -16,12 +16,13 @@ from torch import Tensor
 
 from npnet_training.errors import RewardError
 from npnet_training.scenes.grammar import Group, Scene
-from npnet_training.scenes.placing import BETWEEN_SIZES, RADII, SIZES
+from npnet_training.scenes.placing import BETWEEN_SIZES, SIZES, radius_of
 from npnet_training.shapes.grammar import COLOURS, SHAPES
 from npnet_training.shapes.reward import ShapesReward, Templates
 
 SOUGHT = (4.4, 4.9, 5.5, 6.2, 6.9, 7.8)  # radii in pixels, from the smallest drawn to near the largest
 _SIDE = 27  # of a template: the largest shape and a rim
+_NEAR = 4  # pixels from a peak that count for its centre
 _APART = 9  # pixels: two things of a kind are at least as far from one another
 _SHARPNESS = 40.0  # of soft maxima over overlaps
 _MARGIN_WIDTH = 4.0  # pixels over which a relation goes from broken to held
@@ -63,14 +64,21 @@ class ScenesReward:
             raise RewardError(f"scenes: expected images of {known} pixels, given {given}")
         masks = self._colours.colour_masks(images.float())
         scenes = [Scene.parse(prompt) for prompt in prompts]
-        return torch.stack([self._held(mask, scene) for mask, scene in zip(masks, scenes, strict=True)])
+        rows = [row for row, scene in enumerate(scenes) for _ in scene.groups]
+        groups = [group for scene in scenes for group in scene.groups]
+        seen = iter(self.seek(masks[rows], groups))
+        return torch.stack(
+            [
+                self._held(mask, scene, {group: next(seen) for group in scene.groups})
+                for mask, scene in zip(masks, scenes, strict=True)
+            ]
+        )
 
-    def _held(self, mask: Tensor, scene: Scene) -> Tensor:
-        things = {group: self.seek(mask, group) for group in scene.groups}
+    def _held(self, mask: Tensor, scene: Scene, things: dict[Group, Things]) -> Tensor:
         area = mask.sum((1, 2))
         least, most = area.new_zeros(len(COLOURS)), area.new_zeros(len(COLOURS))
         for group in scene.groups:
-            smallest, largest = RADII["many" if scene.total > 2 else group.size]
+            smallest, largest = radius_of(scene, group)
             place = COLOURS.index(group.thing.colour)
             least[place] += group.count * math.pi * smallest**2
             most[place] += group.count * math.pi * largest**2
@@ -88,38 +96,49 @@ class ScenesReward:
             held.append(_related(things[first], relation, things[second]))
         return torch.stack(held).mean()
 
-    def seek(self, mask: Tensor, group: Group) -> Things:
-        """The things of a group in the masks of all colours, (colours, H, W)."""
-        overlap = self._templates.overlaps(mask[COLOURS.index(group.thing.colour)][None])[0]
-        sizes = (_SHARPNESS * overlap).softmax(1)
-        best = (overlap * sizes).sum(1)  # (shapes, H, W)
+    def seek(self, masks: Tensor, groups: Sequence[Group]) -> list[Things]:
+        """The things of N groups, each in the masks of all colours of its image, (N, colours, H, W)."""
+        colours = torch.tensor([COLOURS.index(group.thing.colour) for group in groups])
+        kinds = torch.tensor([SHAPES.index(group.thing.shape) for group in groups])
+        masks = masks[torch.arange(len(groups)), colours]
+        with torch.no_grad():
+            there, _ = self._there(self._templates.overlaps(masks), kinds)
+            most = max(group.count for group in groups) + 1
+            rows, columns = self._peaks(there, most)
+        # Only what is about the peaks needs a gradient, a few hundredths of all places.
+        height, width = masks.shape[1:]
+        near = self._templates.overlaps_about(masks, rows, columns, _NEAR).flatten(0, 1)
+        there, radius = self._there(near, kinds.repeat_interleave(most))
+        offsets = torch.arange(-_NEAR, _NEAR + 1, device=masks.device)
+        down, across = (place.flatten()[:, None] + offsets for place in (rows, columns))
+        outside = ((down < 0) | (down >= height))[:, :, None] | ((across < 0) | (across >= width))[:, None]
+        logits = (_SHARPNESS * there).masked_fill(outside, -math.inf)
+        # Centres are soft, so that they have a gradient.
+        weights = logits.flatten(1).softmax(1).view_as(there)
+        x, y = (weights.sum(1) * (across + 0.5)).sum(1), (weights.sum(2) * (down + 0.5)).sum(1)
+        values = (there[:, _NEAR, _NEAR], x, y, radius[:, _NEAR, _NEAR])
+        found = []
+        for group, one in zip(groups, torch.stack(values, 1).unflatten(0, (-1, most)), strict=True):
+            n = group.count
+            sure, right, down, size = one[:n].unbind(1)
+            found.append(Things(sure, right, down, size, one[n, 0]))
+        return found
+
+    def _there(self, overlap: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """How much things of N kinds are at places, and their radii, (N, h, w), of all overlaps there."""
+        sizes = (_SHARPNESS * overlap).softmax(2)
+        best = (overlap * sizes).sum(2)
         # At each place the shapes compete: a circle overlaps with a square well, but less than a square.
-        kind = SHAPES.index(group.thing.shape)
-        there = best[kind] * (_SHARPNESS * best).softmax(0)[kind]
-        radius = (sizes[kind] * self._radii.view(-1, 1, 1)).sum(0)
-        rows, columns = self._peaks(there.detach(), group.count + 1)
-        found = there[rows, columns]
-        x, y = self._centres(there, rows, columns)
-        n = group.count
-        return Things(found[:n], x[:n], y[:n], radius[rows, columns][:n], found[n])
+        rows = torch.arange(len(kinds))
+        there = (best * (_SHARPNESS * best).softmax(1))[rows, kinds]
+        return there, (sizes[rows, kinds] * self._radii.view(-1, 1, 1)).sum(1)
 
     def _peaks(self, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the highest places that no higher one is near."""
-        highest = F.max_pool2d(there[None, None], 2 * _APART - 1, 1, _APART - 1)[0, 0]
-        alone = torch.where(there == highest, there, there.new_full((), -1.0)).flatten()
+        """Rows and columns, (N, count), of the highest places (N, H, W) that no higher one is near."""
+        highest = F.max_pool2d(there[:, None], 2 * _APART - 1, 1, _APART - 1)[:, 0]
+        alone = torch.where(there == highest, there, there.new_full((), -1.0)).flatten(1)
         places = alone.topk(count).indices
-        return places // there.shape[1], places % there.shape[1]
-
-    def _centres(self, there: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres in pixels, soft about each peak so that they have a gradient."""
-        height, width = there.shape
-        down, across = torch.arange(height, device=there.device), torch.arange(width, device=there.device)
-        near = ((down - rows[:, None]).abs() <= 4)[:, :, None] & ((across - columns[:, None]).abs() <= 4)[
-            :, None
-        ]
-        logits = (_SHARPNESS * there)[None].masked_fill(~near, -math.inf)
-        weights = logits.flatten(1).softmax(1).view(len(rows), height, width)
-        return (weights.sum(1) * (across + 0.5)).sum(1), (weights.sum(2) * (down + 0.5)).sum(1)
+        return places // there.shape[2], places % there.shape[2]
 
 
 def _related(first: Things, relation: str, second: Things) -> Tensor:

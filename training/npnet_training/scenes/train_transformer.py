@@ -7,14 +7,13 @@ of the blocks are trained by Muon, which took three quarters of AdamW's steps to
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from npnet_training.attention import attention_of_few
 from npnet_training.scenes.networks import make_transformer
 from npnet_training.shapes.averaged import AveragedRun
 from npnet_training.shapes.data import rows_of
@@ -113,17 +112,12 @@ class TransformerTraining(AveragedRun):
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         share = sigma.view(-1, 1, 1, 1)
         self._states.clear()
-        with autocast(self.device, self.precision), _attention(self.device):
+        with autocast(self.device, self.precision), attention_of_few(clean[0, 0].numel(), self.device):
             texts = embed(self.encoder, self.pooled, ids)
             predicted = velocity(self.model, (1 - share) * clean + share * noise, sigma, *texts).float()
             seen = self._layout(self._states.pop()).float()
         loss = (predicted - pack(noise - clean)).square().mean()
         return loss + LAYOUT_WEIGHT * (seen - pack(part.layouts[rows].float())).square().mean()
-
-
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """Plain products on a CPU: of 32 tokens the fused kernel's backward pass takes a fifth of the step."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 @torch.no_grad()

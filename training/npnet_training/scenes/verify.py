@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npnet_training.scenes.grammar import Group, Scene
-from npnet_training.scenes.placing import BETWEEN_SIZES, relation_of
+from npnet_training.scenes.placing import BETWEEN_SIZES, radius_of, relation_of
 from npnet_training.shapes.verify import UNKNOWN, Seen, Verdict, see
 
 FAILURES = ("shape", "colour", "count", "binding", "placement")
+_ONE_THING = 1.1  # a region is of more than one thing, or of a piece, from so many times its radius on
 FACTS = ("count", "colour", "thing", "size", "relation")
 
 
@@ -68,18 +69,25 @@ def fact_of(statement: str) -> str:
 def failure_of(verdict: Verdict, scene: Scene) -> str | None:
     """What is wrong first with an image, one of `FAILURES`; None if nothing is.
 
-    `shape`: something is of no shape at all, or would be right were it of another shape that the prompt
-    does not have. `count`: too many or too few. `colour`: a colour that nobody asked for. `binding`: the
-    right words on the wrong things: shapes or sizes exchanged. `placement`: a relation is broken.
+    `binding`: the right words on the wrong things: shapes or sizes exchanged, or things of two colours grown
+    into one another. `count`: too many or too few, things of one colour grown into one another among them.
+    `shape`: something of the size of a thing has no shape, or one that the prompt does not have. `colour`: a
+    colour that nobody asked for. `placement`: a relation is broken.
     """
     if verdict.strict:
         return None
-    seen = verdict.seen
-    if any(item.thing.shape == UNKNOWN for item in seen):
+    seen, things = verdict.seen, scene.things
+    blobs = [item for item in seen if item.thing.shape == UNKNOWN]
+    if any(item.touching for item in blobs):
+        return "binding"
+    least = min(radius_of(scene, group)[0] for group in things) / _ONE_THING
+    most = max(radius_of(scene, group)[1] for group in things) * _ONE_THING
+    if any(not least < item.radius < most for item in blobs):
+        return "count"
+    if blobs:
         return "shape"
     if len(seen) != scene.total:
         return "count"
-    things = scene.things
     if not {item.thing.colour for item in seen} <= {group.thing.colour for group in things}:
         return "colour"
     if not {item.thing.shape for item in seen} <= {group.thing.shape for group in things}:

@@ -49,8 +49,25 @@ class Templates:
 
     def overlaps(self, masks: Tensor) -> Tensor:
         """Intersection over union at every place of masks (N, H, W): (N, shapes, radii, H, W)."""
-        common = F.conv2d(masks[:, None], self._templates, padding=self._padding)
-        inside = F.conv2d(masks[:, None], self._windows, padding=self._padding)
+        return self._overlaps(masks, self._padding)
+
+    def overlaps_about(self, masks: Tensor, rows: Tensor, columns: Tensor, reach: int) -> Tensor:
+        """The same about K places of each mask only, at rows and columns (N, K).
+
+        Returns:
+            (N, K, shapes, radii, 2 reach + 1, 2 reach + 1).
+        """
+        rim = self._padding + reach
+        padded = F.pad(masks, [rim] * 4)
+        span = torch.arange(2 * rim + 1, device=masks.device)
+        down, across = (place[:, :, None] + span for place in (rows, columns))
+        of = torch.arange(len(masks), device=masks.device).view(-1, 1, 1, 1)
+        windows = padded[of, down[:, :, :, None], across[:, :, None]]
+        return self._overlaps(windows.flatten(0, 1), 0).unflatten(0, rows.shape)
+
+    def _overlaps(self, masks: Tensor, padding: int) -> Tensor:
+        common = F.conv2d(masks[:, None], self._templates, padding=padding)
+        inside = F.conv2d(masks[:, None], self._windows, padding=padding)
         area = self._templates.sum((1, 2, 3)).view(-1, 1, 1)
         return (common / (area + inside - common)).unflatten(1, (len(SHAPES), self._sizes))
 

@@ -33,13 +33,15 @@ _EIGHT = np.ones((3, 3), dtype=np.int8)  # pixels that touch at a corner belong 
 class Seen:
     """A coloured region found in an image, at its centre of mass in pixels; its shape may be `UNKNOWN`.
 
-    Its radius is that of `coverage` for the same area.
+    Its radius is that of `coverage` for the same area. It is `touching` if another colour begins where it
+    ends, as none does in a true render.
     """
 
     thing: Thing
     x: float
     y: float
     radius: float = 0.0
+    touching: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,18 +123,21 @@ def see(image: NDArray[np.floating]) -> tuple[Seen, ...]:
                 # A thing's rim, mixed with the background, is below the threshold: take it along.
                 region = ndimage.binary_dilation(labels == label, _EIGHT)
                 alpha = np.where(region, np.clip(chroma / _FULL_CHROMA[index], 0, 1), 0)
-                seen.append(_recognise(_NAMES[index], alpha))
+                others = strong & (nearest != index)
+                touching = bool((ndimage.binary_dilation(region, _EIGHT) & others).any())
+                seen.append(_recognise(_NAMES[index], alpha, touching))
     return tuple(seen)
 
 
-def _recognise(colour: str, alpha: NDArray[np.float32]) -> Seen:
+def _recognise(colour: str, alpha: NDArray[np.float32], touching: bool) -> Seen:
     area = alpha.sum()
     rows, columns = np.mgrid[0 : alpha.shape[0], 0 : alpha.shape[1]] + 0.5
     x, y = float((alpha * columns).sum() / area), float((alpha * rows).sum() / area)
     scores = [_overlap(alpha, shape, x, y, area) for shape in SHAPES]
     best = int(np.argmax(scores))
     radius = float(np.sqrt(area / _unit_area(SHAPES[best])))
-    return Seen(Thing(colour, SHAPES[best] if scores[best] >= _LEAST_OVERLAP else UNKNOWN), x, y, radius)
+    shape = SHAPES[best] if scores[best] >= _LEAST_OVERLAP else UNKNOWN
+    return Seen(Thing(colour, shape), x, y, radius, touching)
 
 
 def _overlap(alpha: NDArray[np.float32], shape: str, x: float, y: float, area: float) -> float:

@@ -9,6 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from npnet_training.attention import attention_of_few
 from npnet_training.sampling import Conditioning, Denoiser, render
 from npnet_training.training.loss_settings import SamplerSettings
 from npnet_training.training.source import SourceInfo
@@ -76,12 +77,14 @@ class FrozenGenerator:
             ModelError: the pipeline's call failed.
         """
         settings = self.settings
-        return render(
-            self.denoiser, noise, self.encode(prompts), steps or settings.steps,
-            settings.guidance if guidance is None else guidance, output=output, seeds=seeds,
-            checkpointing=settings.checkpointing,
-            gradient_steps=settings.gradient_steps if steps is None else None,
-        )  # fmt: skip
+        conditioning = self.encode(prompts)
+        with attention_of_few(noise[0, 0].numel(), noise.device):
+            return render(
+                self.denoiser, noise, conditioning, steps or settings.steps,
+                settings.guidance if guidance is None else guidance, output=output, seeds=seeds,
+                checkpointing=settings.checkpointing,
+                gradient_steps=settings.gradient_steps if steps is None else None,
+            )  # fmt: skip
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts with the empty negative one, kept while they fit into memory."""

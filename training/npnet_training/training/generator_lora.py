@@ -26,6 +26,7 @@ from npnet_runtime.integrations.diffusers.adapter import (
 from npnet_runtime.integrations.diffusers.latent_space import latent_space_of
 from npnet_runtime.integrations.diffusers.lora_file import LoraConfig, read_lora, write_lora
 from npnet_runtime.integrations.diffusers.steering import FEW
+from npnet_training.attention import attention_of_few
 from npnet_training.errors import ModelError, SettingsError, TrainError
 from npnet_training.training.generator import FrozenGenerator
 from npnet_training.training.losses import Loss
@@ -93,7 +94,8 @@ class GeneratorLora(nn.Module):
 
         def change(noise: Tensor) -> Tensor:
             steered = self.generator.denoiser.steered
-            return predicted_change(self.adapter, steered, noise, timestep, arguments)
+            with attention_of_few(noise[0, 0].numel(), noise.device):
+                return predicted_change(self.adapter, steered, noise, timestep, arguments)
 
         if self.generator.settings.checkpointing and torch.is_grad_enabled():
             # Kept until the images have their gradients, its activations would add to theirs.
