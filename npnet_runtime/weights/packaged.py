@@ -74,11 +74,20 @@ _SHAPES: dict[str, Any] = {
     "pipeline_class": "StableDiffusionPipeline",
     "guidance_scale": 1.0,
 }
+_SCENES: dict[str, Any] = {
+    "package": "npnet_training",
+    "folder": "scenes/assets",
+    "base_model": "scenes",
+    "pipeline_class": "FluxPipeline",
+    "guidance_scale": 3.0,
+}
 PACKAGED: dict[str, PackagedModel] = {
     model.name: model
     for model in (
         PackagedModel(name="shapes", filename="golden/prompt-attention.safetensors", **_SHAPES),
         PackagedModel(name="shapes-npnet", filename="golden/npnet.safetensors", **_SHAPES),
+        PackagedModel(name="scenes", filename="golden/prompt-attention.safetensors", **_SCENES),
+        PackagedModel(name="scenes-npnet", filename="golden/npnet.safetensors", **_SCENES),
     )
 }
 

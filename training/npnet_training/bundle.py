@@ -17,7 +17,7 @@ from npnet_runtime.files import atomic_directory
 from npnet_runtime.networks.any_size_config import config_for_shapes
 from npnet_runtime.weights import checkpoint
 from npnet_training.command import run
-from npnet_training.embedded import WORLDS, EmbeddedModel, WorldName
+from npnet_training.embedded import WORLDS, EmbeddedModel, Variant, WorldName
 from npnet_training.errors import ModelError
 from npnet_training.evaluation import paired
 from npnet_training.sampling import Denoiser
@@ -136,12 +136,13 @@ def _judge(settings: BundleSettings, model: EmbeddedModel, folder: Path) -> dict
     found: dict[str, Any] = {}
     for variant, about in model.denoisers.items():
         pipe = model.load(variant, folder=folder)
-        plain = _strict(settings, pipe, None, about.steps)
+        plain = _strict(settings, pipe, None, about)
         plain_rates[variant] = {
-            "prompts": len(plain), "steps": about.steps, "guidance": 1.0, "strict": float(plain.mean()),
+            "prompts": len(plain), "steps": about.steps, "guidance": about.guidance,
+            "strict": float(plain.mean()),
         }  # fmt: skip
         for name, network in networks.items():
-            golden = _strict(settings, pipe, changed_by(network), about.steps)
+            golden = _strict(settings, pipe, changed_by(network), about)
             found.setdefault(name, {})[variant] = {
                 "prompts": len(plain),
                 "plain": float(plain.mean()),
@@ -152,11 +153,12 @@ def _judge(settings: BundleSettings, model: EmbeddedModel, folder: Path) -> dict
 
 
 def _strict(
-    settings: BundleSettings, pipe: Any, change: Callable[..., Any] | None, steps: int
+    settings: BundleSettings, pipe: Any, change: Callable[..., Any] | None, about: Variant
 ) -> NDArray[np.bool_]:
     if settings.world == "shapes":
-        return strict_rate(pipe, shapes_prompts("held-out", settings.judged), change, steps=steps)
-    rows = judged(pipe, scenes_prompts("held-out", settings.judged), change, steps=steps)
+        return strict_rate(pipe, shapes_prompts("held-out", settings.judged), change, steps=about.steps)
+    held_out = scenes_prompts("held-out", settings.judged)
+    rows = judged(pipe, held_out, change, steps=about.steps, guidance=about.guidance)
     return np.array([row.strict for row in rows])
 
 

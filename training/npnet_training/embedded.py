@@ -35,11 +35,13 @@ class Variant:
     Args:
         folder: of its weights.
         steps: in which it samples where nothing is said.
+        guidance: of two predictions, where nothing is said; 1 for none.
         lora: whether they are a LoRA of the main one's, fused when it is loaded.
     """
 
     folder: str
     steps: int = 10
+    guidance: float = 1.0
     lora: bool = False
 
 
@@ -205,7 +207,7 @@ SHAPES = EmbeddedModel(
 SCENES = EmbeddedModel(
     "scenes",
     ("npnet_training.scenes.pipeline", "ScenesPipeline"),
-    {MAIN: Variant("transformer"), "few-step": Variant("few-step", 4, lora=True)},
+    {MAIN: Variant("transformer", guidance=3.0), "few-step": Variant("few-step", 4, lora=True)},
     ("diffusers", "FluxTransformer2DModel"),
     parts=("text_encoder_2", "tokenizer_2"),
     lasts="four hours",

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from npnet_kernels import SVD
+from npnet_runtime.integrations.diffusers.lora_file import LoraConfig, write_lora
 from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.registry import network_for
 from npnet_runtime.weights import checkpoint
-from npnet_training.embedded import SHAPES
+from npnet_training.embedded import SCENES, SHAPES
 from npnet_training.evaluation import Results
 from npnet_training.sampling import Conditioning
 from npnet_training.study import arms
@@ -169,6 +170,29 @@ def test_a_network_of_one_size_is_left_out_of_another() -> None:
     texts = {"prompt_embeds": torch.randn(2, 16, 96), "pooled_prompt_embeds": torch.randn(2, 64)}
     golden = change(torch.randn(2, 16, 8, 6), Conditioning(texts))
     assert golden.shape == (2, 16, 8, 6)
+
+
+def test_loras_are_arms_of_their_own(tmp_path: Path) -> None:
+    networks = shutil.copytree(NETWORKS, tmp_path / "networks")
+    config = LoraConfig("scenes", "transformer", "FluxTransformer2DModel", 16, 1, "proj_out", 1000.0)
+    weights = {f"proj_out.lora_{name}.weight": torch.zeros(1, 1) for name in "AB"}
+    write_lora(networks / "lora.safetensors", weights, config)
+    assert arms.lora_arms(networks) == {f"golden:{networks / 'lora.safetensors'}": "lora"}
+    assert sorted(arms.read_networks(networks)) == ["npnet", "prompt-attention"]
+
+
+def test_the_second_world_in_short(tmp_path: Path) -> None:
+    output = tmp_path / "study"
+    options = ["--prompts", "4", "--batch", "4", "--resamples", "200", "--conditions", "few-step model,64x48"]
+    networks = ["--world", "scenes", "--networks", str(SCENES.folder / "golden")]
+    assert main([*networks, "--output", str(output), *options]) == 0
+    document = json.loads((output / "study.json").read_text())
+    for name, arms_of in (("few-step model", {"npnet", "prompt-attention"}), ("64x48", {"prompt-attention"})):
+        rows = {row["arm"]: row for row in document["conditions"][name]["rows"]}
+        expected = {"plain", "redenoised:guidance", "redenoised:text-mix", "best-of-2:scenes"}
+        assert set(rows) == expected | arms_of
+        assert "against_plain" in rows["prompt-attention"]["second_judge"]
+    assert "64x48 pixels" in (output / "study.md").read_text()
 
 
 def test_both_judges_are_in_the_table() -> None:

@@ -122,6 +122,7 @@ def _run(
         times[f"batches of {min(settings.batch, len(prompts))}"] = artist.times.summary()
         found[name] = {
             "steps": settings.steps_of(name),
+            "guidance": settings.guidance_of(name),
             "arms": summarise(drawn[name], settings.resamples, settings.about),
             "time": times,
         }

@@ -71,7 +71,9 @@ class Artist:
         self.denoiser = Denoiser(self.pipe)
         self._make_golden = changed_by_engine(golden, self.denoiser)
         self.times = Times()
-        self._sample = SampleSettings(steps=settings.steps_of(denoiser), guidance=settings.guidance)
+        self._sample = SampleSettings(
+            steps=settings.steps_of(denoiser), guidance=settings.guidance_of(denoiser)
+        )
 
     def draw(self, prompts: Sequence[str], say: Callable[[str], None]) -> dict[str, list[Drawn]]:
         """The images of every arm in the order of the prompts; image i is from seed `settings.seed` + i.
@@ -135,7 +137,7 @@ class Artist:
         return golden, sum(calls)
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self.denoiser.encode(prompts, unconditional=self.settings.guidance > 1)
+        return self.denoiser.encode(prompts, unconditional=self.settings.guidance_of(self.name) > 1)
 
     def _noise(self, seeds: list[int]) -> Tensor:
         return draw_noise(seeds, self.denoiser.latent_shape)

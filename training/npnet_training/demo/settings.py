@@ -19,7 +19,7 @@ class DemoSettings(Settings):
     """Folder to write."""
     world: WorldName = "shapes"
     """shapes: a Stable Diffusion of 32x32 pixels, which fails at shapes; scenes: a FLUX of 64x64, which fails
-    at counting, binding and placement, and for which no network is bundled yet: give --model-dir."""
+    at counting, binding and placement."""
     prompts: Annotated[tuple[str, ...], WHOLE] = ("200",)
     """A number of held-out prompts, a file of prompts, or the text of one; may be repeated."""
     seeds: int = Field(default=1, ge=1)
@@ -36,8 +36,9 @@ class DemoSettings(Settings):
     """What the network is exported to and runs in."""
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps; by default 10, of the few-step model 4."""
-    guidance: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Classifier-free guidance; up to 1 there is none."""
+    guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Classifier-free guidance; up to 1 there is none. By default 3 for the main denoiser of scenes, and none
+    elsewhere."""
     compare: Literal["best-of-2"] | None = None
     """Also the better of two plain images of each prompt, as the judge sees it, at twice the cost."""
     batch: int = Field(default=50, ge=1)
@@ -69,6 +70,10 @@ class DemoSettings(Settings):
     def steps_of(self, denoiser: str) -> int:
         """Denoising steps of one of the denoisers."""
         return self.steps or self.about.model.denoisers[denoiser].steps
+
+    def guidance_of(self, denoiser: str) -> float:
+        """Guidance of one of the denoisers."""
+        return self.about.model.denoisers[denoiser].guidance if self.guidance is None else self.guidance
 
     @model_validator(mode="after")
     def _of_the_world(self) -> DemoSettings:

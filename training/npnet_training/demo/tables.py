@@ -25,15 +25,16 @@ class Table:
 def about(results: Mapping[str, Any]) -> list[str]:
     """What was run, a line each."""
     model, weights, engine = results["model"], results["weights"], results["engine"]
-    settings = results["settings"]
-    steps = ", ".join(dict.fromkeys(str(found["steps"]) for found in results["denoisers"].values()))
+    denoisers = results["denoisers"].values()
+    steps = ", ".join(dict.fromkeys(str(found["steps"]) for found in denoisers))
+    guidance = ", ".join(dict.fromkeys(f"{found['guidance']:g}" for found in denoisers))
     return [
         f"model: {model['folder']}, licence {model['licence']}, sha256 of {model['files']} files checked",
         f"golden noise: {weights['file']}, {weights['parameters'] / 1e6:.2f} M parameters, sha256 "
         f"{weights['sha256'][:16]}... checked",
         f"engine: {engine['kind']} {engine['precision']}, at most {engine['differs_by']:.0e} from PyTorch",
         f"{results['prompts']} prompts, {results['pairs']} pairs of images from the same seeds, "
-        f"{steps} steps, guidance {settings['guidance']:g}",
+        f"{steps} steps, guidance {guidance}",
     ]
 
 

@@ -42,11 +42,6 @@ class World:
     kinds: tuple[str, ...]
 
 
-def _of_scenes(name: str, filename: str) -> PackagedModel:
-    """A network that a folder of the second world may have; none is bundled yet."""
-    return PackagedModel(name, "npnet_training", "scenes/assets", filename, "scenes", "FluxPipeline", 1.0)
-
-
 WORLDS: dict[WorldName, World] = {
     "shapes": World(
         SHAPES,
@@ -59,10 +54,7 @@ WORLDS: dict[WorldName, World] = {
     ),
     "scenes": World(
         SCENES,
-        {
-            "prompt-attention": _of_scenes("scenes", "golden/prompt-attention.safetensors"),
-            "npnet": _of_scenes("scenes-npnet", "golden/npnet.safetensors"),
-        },
+        {"prompt-attention": PACKAGED["scenes"], "npnet": PACKAGED["scenes-npnet"]},
         scenes.Scene.parse,
         lambda count: scenes.prompts("held-out", count),
         judge_scenes,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from npnet_kernels import SVD, latent_to_matrix, svd
+from npnet_runtime.integrations.diffusers.lora_file import find_lora
 from npnet_runtime.networks.any_size_config import AnySizeConfig
 from npnet_runtime.networks.npnet import NPNet
 from npnet_runtime.networks.registry import Network
@@ -28,13 +29,15 @@ _OF_SCENES = ("redenoised:guidance", "redenoised:text-mix", "best-of-2:scenes")
 BUILT_IN: dict[WorldName, dict[ArmSet, tuple[str, ...]]] = {
     "shapes": {
         "all": ("redenoised", "best-of-2:shapes", "best-of-4:shapes"),
+        "ablations": ("redenoised", "best-of-2:shapes", "best-of-4:shapes"),
         "networks": ("redenoised", "best-of-2:shapes"),
         "short": ("redenoised", "best-of-2:shapes"),
     },
     "scenes": {
         "all": (*_OF_SCENES, "best-of-4:scenes", "best-of-8:scenes"),
+        "ablations": (*_OF_SCENES, "best-of-4:scenes", "best-of-8:scenes"),
         "networks": _OF_SCENES,
-        "short": (*_OF_SCENES, "best-of-4:scenes"),
+        "short": _OF_SCENES,
     },
 }
 """What `npnet-evaluate` makes by name. The judge that chooses among seeds is the one that is reported, so
@@ -42,13 +45,15 @@ that these rows are the best that any judge could give."""
 
 
 def read_networks(folder: Path) -> dict[str, Network]:
-    """All networks of a folder, NAME.safetensors each.
+    """All networks of a folder, NAME.safetensors each, but for LoRAs.
 
     Raises:
         StudyError: there is none, or not the one trained the paper's way.
     """
     found = {
-        path.stem: checkpoint.read(path).network().eval() for path in sorted(folder.glob("*.safetensors"))
+        path.stem: checkpoint.read(path).network().eval()
+        for path in sorted(folder.glob("*.safetensors"))
+        if find_lora(path) is None
     }
     if PAPER not in found:
         raise StudyError(
@@ -56,6 +61,12 @@ def read_networks(folder: Path) -> dict[str, Network]:
             f"found {', '.join(found) or 'none'}; npnet-train makes them, see training/README.md"
         )
     return found
+
+
+def lora_arms(folder: Path) -> dict[str, str]:
+    """LoRAs of golden noise in a folder, NAME.safetensors each, by the arm that `npnet-evaluate` takes."""
+    loras = sorted(path for path in folder.glob("*.safetensors") if find_lora(path) is not None)
+    return {f"golden:{path}": path.stem for path in loras}
 
 
 def make_arms(networks: dict[str, Network], condition: Condition, best: str) -> list[Arm]:
@@ -68,19 +79,21 @@ def make_arms(networks: dict[str, Network], condition: Condition, best: str) -> 
     """
     which, chosen = condition.arms, networks
     if which == "short":
-        chosen = {name: networks[name] for name in dict.fromkeys((PAPER, best))}
+        chosen = {name: networks[name] for name in dict.fromkeys((PAPER, best)) if name in networks}
     if condition.size is not None:
         chosen = {n: network for n, network in chosen.items() if isinstance(network.config, AnySizeConfig)}
     arms = [Arm(name, changed_by(network)) for name, network in chosen.items()]
-    if which != "all":
+    if which not in ("all", "ablations"):
         return arms
     paper = networks[PAPER]
-    if isinstance(paper, NPNet):
+    if which == "ablations" and isinstance(paper, NPNet):
         arms += [
             Arm(f"{PAPER}, {name}", changed_by(ablated(copy.deepcopy(paper), name))) for name in ABLATIONS
         ]
         arms.append(Arm(f"{PAPER}, signs at random", changed_by(paper, signs=_random_signs)))
-    return [*arms, Arm(f"{best}, prompts of others", changed_by(networks[best], others=True))]
+    if best in networks:
+        arms.append(Arm(f"{best}, prompts of others", changed_by(networks[best], others=True)))
+    return arms
 
 
 def changed_by(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from npnet_training.evaluation import Results, evaluate
 from npnet_training.evaluation.arms import PLAIN
 from npnet_training.evaluation.settings import EvaluateSettings
 from npnet_training.settings import differences
-from npnet_training.study.arms import BUILT_IN, make_arms, read_networks
+from npnet_training.study.arms import BUILT_IN, lora_arms, make_arms, read_networks
 from npnet_training.study.conditions import CONDITIONS, Condition
 from npnet_training.study.settings import StudySettings
 
@@ -36,9 +37,10 @@ def study(settings: StudySettings) -> dict[str, Any]:
         StudyError: no networks, an unknown one is called the best, or the study in the folder is of others.
         TrainingError: see `evaluate`.
     """
-    networks = read_networks(settings.networks)
-    if settings.best not in networks:
-        raise StudyError(f"--best: expected one of {', '.join(networks)}, given {settings.best!r}")
+    networks, loras = read_networks(settings.networks), lora_arms(settings.networks)
+    known = [*networks, *loras.values()]
+    if settings.best not in known:
+        raise StudyError(f"--best: expected one of {', '.join(known)}, given {settings.best!r}")
     models = {CONDITIONS[settings.world][name].model for name in settings.measured}
     if settings.few_step is None and "few-step" in models:
         raise StudyError(
@@ -58,7 +60,8 @@ def study(settings: StudySettings) -> dict[str, Any]:
         condition = CONDITIONS[settings.world][name]
         model = settings.few_step if condition.model == "few-step" else condition.model
         arms = make_arms(networks, condition, settings.best)
-        wanted = _wanted(settings, condition, model)
+        shown = [text for text, own in loras.items() if condition.arms != "short" or own == settings.best]
+        wanted = _wanted(settings, condition, model, shown)
         results = evaluate(wanted, arms, lambda images, name=name: _say(name, images))  # type: ignore[misc]
         found[name] = {
             "model": condition.model,
@@ -67,7 +70,7 @@ def study(settings: StudySettings) -> dict[str, Any]:
             "images": len(results.rows),
             "seeds": condition.seeds,
             **({"size": condition.size} if condition.size else {}),
-            "rows": [_row(results, arm, settings) for arm in results.arms],
+            "rows": [_row(results, arm, settings, loras.get(arm, arm)) for arm in results.arms],
         }
     document["conditions"] = {name: found[name] for name in CONDITIONS[settings.world] if name in found}
     with atomic_file(settings.output / STUDY) as temporary:
@@ -104,13 +107,15 @@ def _denoiser(model: str, few_step: str | None) -> str:
     return sha256(next(iter(folder.glob("*.safetensors"))))
 
 
-def _wanted(settings: StudySettings, condition: Condition, model: str | None) -> EvaluateSettings:
+def _wanted(
+    settings: StudySettings, condition: Condition, model: str | None, loras: Sequence[str]
+) -> EvaluateSettings:
     count = max(1, settings.prompts // condition.seeds)
     return EvaluateSettings(
         model=str(model),
         prompts=f"{settings.world}:held-out:{count}",
         output=folder_of(settings.output, condition.name),
-        arms=BUILT_IN[settings.world][condition.arms],
+        arms=(*BUILT_IN[settings.world][condition.arms], *loras),
         scorers=scorers_of(settings.world),
         size=condition.size,
         seeds=condition.seeds,
@@ -130,11 +135,11 @@ def scorers_of(world: WorldName) -> tuple[str, ...]:
     return (world, f"{world}-strict", *((SECOND,) if world == "scenes" else ()))
 
 
-def _row(results: Results, arm: str, settings: StudySettings) -> dict[str, Any]:
+def _row(results: Results, arm: str, settings: StudySettings, name: str) -> dict[str, Any]:
     measured, resamples = results.arms[arm], settings.resamples
     score, strict, *second = scorers_of(settings.world)
     row: dict[str, Any] = {
-        "arm": arm,
+        "arm": name,
         "strict": float(measured["scores"][strict].mean()),
         "score": float(measured["scores"][score].mean()),
         "images_sampled": results.about["candidates"][arm],
@@ -146,10 +151,10 @@ def _row(results: Results, arm: str, settings: StudySettings) -> dict[str, Any]:
         row["against_plain"] = vars(results.compare(arm, strict, resamples=resamples))
         if diversity := results.compare_diversity(arm, resamples=resamples):
             row["diversity_against_plain"] = vars(diversity)
-    for name in second:
-        row["second_judge"] = {"strict": float(measured["scores"][name].mean())}
+    for judge in second:
+        row["second_judge"] = {"strict": float(measured["scores"][judge].mean())}
         if arm != PLAIN:
-            row["second_judge"]["against_plain"] = vars(results.compare(arm, name, resamples=resamples))
+            row["second_judge"]["against_plain"] = vars(results.compare(arm, judge, resamples=resamples))
     return row
 
 

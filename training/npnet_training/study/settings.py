@@ -15,7 +15,8 @@ class StudySettings(Settings):
     """Compare trained networks, re-denoised noise and best-of-N on held-out prompts of a world of shapes."""
 
     networks: Path
-    """Folder of checkpoints NAME.safetensors; npnet.safetensors is the one trained the paper's way."""
+    """Folder of checkpoints NAME.safetensors, LoRAs of golden noise among them; npnet.safetensors is the one
+    trained the paper's way."""
     output: Path
     """Folder of the study: an evaluation for each condition, study.json, study.md and study.png."""
     world: WorldName = "shapes"
