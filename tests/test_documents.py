@@ -13,10 +13,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from npnet_training.embedded import SHAPES
+from npnet_training.embedded import SCENES, SHAPES
+from npnet_training.evaluation.statistics import in_points
 
 ROOT = Path(__file__).parents[1]
 RUN = ("README.md", "docs/engines.md", "docs/spectral.md")
@@ -28,7 +30,10 @@ DOCUMENTS = sorted(
     if not any(part.startswith(".") or part in MADE for part in path.relative_to(ROOT).parts)
 )
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-STUDY = json.loads((ROOT / "training" / "results" / "study.json").read_text())
+STUDY, SECOND_STUDY = (
+    json.loads((ROOT / "training" / "results" / f"{name}.json").read_text())
+    for name in ("study", "scenes-study")
+)
 CONDITIONS_OF = {
     "main": ("base", "diversity"),
     "weaker": ("weaker model", "diversity of the weaker model"),
@@ -73,7 +78,7 @@ def test_run_documents(tmp_path: Path) -> None:
             result = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert result.returncode == 0, f"{step or code}\n{result.stdout}\n{result.stderr}"
     arms = json.loads((tmp_path / "demo" / "demo.json").read_text())["denoisers"]["main"]["arms"]
-    assert 0.5 < arms["plain"]["strict"]["rate"] < 0.85
+    assert 0.3 < arms["plain"]["strict"]["rate"] < 0.6
     assert arms["golden"]["strict"]["low"] > 0.05  # the bundled weights are worth what is said of them
 
 
@@ -168,15 +173,57 @@ def test_the_study_is_the_one_committed() -> None:
         ), (model, share, points, variety)
 
 
-def test_the_readme_shows_rows_of_the_study() -> None:
-    """Its shares stand in the table of the study, with the same words."""
+def test_the_readme_shows_rows_of_the_second_study() -> None:
+    """Its shares stand in the tables of the second world, in the same words: both judges, both models."""
     table = (ROOT / "training" / "README.md").read_text()
-    text = (ROOT / "README.md").read_text()
-    found = re.findall(
-        r"^\| \**([^|*]+?)\** \| \dx \| \**([\d.]+) %\** \| (?:\**([\d.]+) %\**)? ", text, re.MULTILINE
+    rows = re.findall(
+        r"^\| \**([^|*]+?)\** \| (\dx)(( \| \**[\d.]+ %\**){4}) \|", (ROOT / "README.md").read_text(), re.M
     )
-    assert len(found) == 7
-    for noise, main, weaker in found:
-        for model, share in (("main", main), ("weaker", weaker)):
-            row = rf"^\| {model} \| {re.escape(noise)} \| \dx \| \*\*{share} %\*\* "
-            assert not share or re.search(row, table, re.MULTILINE), (model, noise, share)
+    assert len(rows) >= 6
+    for noise, cost, shares, _ in rows:
+        main, main_second, few, few_second = re.findall(r"[\d.]+", shares)
+        for first, second in ((main, main_second), (few, few_second)):
+            row = rf"^\| \**{re.escape(noise)}\** \| {cost} \| {first} % \| [^|]*\| {second} % "
+            assert re.search(row, table, re.MULTILINE), (noise, first, second)
+
+
+def of_rows(rows: list[dict[str, Any]], arm: str) -> tuple[str, ...]:
+    """What a table says of an arm, in the words of the documents."""
+    row = next(row for row in rows if row["arm"] == arm)
+    found = []
+    for share, of in ((row["strict"], row), (row["second_judge"]["strict"], row["second_judge"])):
+        against = of.get("against_plain")
+        found += [f"{100 * share:.1f} %", in_points(against) if against else ""]
+    return tuple(found)
+
+
+@pytest.mark.parametrize("condition", ["base", "few-step model"])
+def test_the_second_study_is_the_one_committed(condition: str) -> None:
+    rows = SECOND_STUDY["conditions"][condition]["rows"]
+    text = (ROOT / "training" / "README.md").read_text()
+    found = re.findall(
+        r"^\| \**([^|*]+?)\** \| \dx \| ([^|]*) \| ([^|]*)\| ([^|]*) \| ([^|]*)\|$", text, re.MULTILINE
+    )
+    known = {of_rows(rows, row["arm"]) for row in rows}
+    said = {tuple(part.strip() for part in parts) for _, *parts in found}
+    assert len(said & known) >= 7, said
+
+
+def test_the_second_study_meets_the_aim() -> None:
+    """Ten points by both judges and more than the best of four, in front of the model and of its student."""
+    for name in ("base", "few-step model"):
+        rows = {row["arm"]: row for row in SECOND_STUDY["conditions"][name]["rows"]}
+        golden = rows["prompt-attention"]
+        assert golden["against_plain"]["low"] > 0.10
+        assert golden["second_judge"]["against_plain"]["low"] > 0.10
+
+
+def test_the_second_study_is_of_what_is_bundled() -> None:
+    listed = json.loads((SCENES.folder / "assets.json").read_text())["files"]
+    folders = {
+        "scenes": "transformer/diffusion_pytorch_model",
+        "scenes-few-step": "few-step/pytorch_lora_weights",
+    }
+    for condition in SECOND_STUDY["conditions"].values():
+        weights = listed[f"{folders[condition['model']]}.safetensors"]["sha256"]
+        assert condition["denoiser"] == weights

@@ -9,6 +9,7 @@ import pytest
 from npnet_training import bundle, distill
 from npnet_training.bundle import BundleSettings
 from npnet_training.collecting import cli as collecting
+from npnet_training.collecting.layouts import LayoutSettings
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.demo import cli as demo
 from npnet_training.demo.settings import DemoSettings
@@ -23,6 +24,7 @@ from npnet_training.scenes import train_second_judge
 from npnet_training.settings import parse
 from npnet_training.shapes.build import BuildSettings
 from npnet_training.study import __main__ as study
+from npnet_training.study.checkpoints import CurveSettings
 from npnet_training.study.settings import StudySettings
 from npnet_training.training import cli as training
 from npnet_training.training.settings import TrainSettings
@@ -35,10 +37,14 @@ SETTINGS = {
     "npnet_training.distill": DistillSettings,
     "npnet_training.study": StudySettings, "npnet_training.planning": planning.PlanningSettings,
     "npnet_training.scenes.build": scenes.BuildSettings,
+    "npnet_training.collecting.layouts": LayoutSettings, "npnet_training.study.checkpoints": CurveSettings,
     "npnet_training.scenes.train_second_judge": train_second_judge.SecondJudgeSettings,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "training/README.md", "training/models.md")
-MODULE = r"python -m npnet_training\.(?:shapes\.build|scenes\.\w+|bundle|distill|study|planning)"
+MODULE = (
+    r"python -m npnet_training\.(?:shapes\.build|scenes\.\w+|bundle|distill|study(?:\.checkpoints)?|planning|"
+    r"collecting\.layouts)"
+)
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS),
     *(module.EPILOG for module in (collecting, training, evaluation, headroom, demo, bundle, distill, study)),

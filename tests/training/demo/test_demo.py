@@ -22,7 +22,7 @@ from npnet_training.demo import DemoSettings, checks, demonstrate
 from npnet_training.demo.cli import main
 from npnet_training.demo.summary import STRICT
 from npnet_training.demo.worlds import WORLDS
-from npnet_training.embedded import SHAPES, AssetsError, EmbeddedModel
+from npnet_training.embedded import SCENES, SHAPES, AssetsError, EmbeddedModel
 from npnet_training.errors import DemoError
 from npnet_training.sampling import draw_noise
 from npnet_training.shapes.grammar import Facts, prompts
@@ -37,7 +37,17 @@ QUICK = ["--steps", "2", "--batch", "3", "--pictures", "3", "--resamples", "200"
 def ran(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and printed text of a demo with both denoisers and all arms."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    options = ["--model-dir", str(model), "--output", str(output), "--prompts", str(COUNT), *QUICK]
+    options = [
+        "--world",
+        "shapes",
+        "--model-dir",
+        str(model),
+        "--output",
+        str(output),
+        "--prompts",
+        str(COUNT),
+        *QUICK,
+    ]
     with pytest.MonkeyPatch.context() as patch:
         printed = io.StringIO()
         patch.setattr("sys.stdout", printed)
@@ -143,8 +153,8 @@ def test_gallery_holds_the_images_that_were_judged(ran: tuple[Path, str], result
 def test_bundled_model_draws_what_an_attached_pipeline_draws(tmp_path: Path) -> None:
     """The golden image is the one a user gets from `golden.attach(pipe)`, the plain one from the pipeline."""
     settings = DemoSettings(
-        output=tmp_path / "out", prompts=("a red circle above a blue cross",), steps=4, engine="torch",
-        resamples=100,
+        output=tmp_path / "out", world="shapes", prompts=("a red circle above a blue cross",), steps=4,
+        engine="torch", resamples=100,
     )  # fmt: skip
     demonstration = demonstrate(settings)
     assert demonstration.results["model"]["folder"] == "shapes, bundled"
@@ -184,7 +194,18 @@ def test_grid(ran: tuple[Path, str]) -> None:
 
 def test_onnxruntime_and_the_papers_network(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    options = ["--model-dir", str(model), "--output", str(output), "--prompts", "2", "--steps", "1"]
+    options = [
+        "--world",
+        "shapes",
+        "--model-dir",
+        str(model),
+        "--output",
+        str(output),
+        "--prompts",
+        "2",
+        "--steps",
+        "1",
+    ]
     assert main([*options, "--network", "npnet", "--resamples", "100"]) == 0
     found = json.loads((output / checks.RESULTS).read_text())
     assert found["weights"]["kind"] == "npnet"
@@ -217,7 +238,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options, says = REFUSED[name]
-    defaults = ["--model-dir", str(model), "--output", str(tmp_path / "out"), *QUICK]
+    defaults = ["--world", "shapes", "--model-dir", str(model), "--output", str(tmp_path / "out"), *QUICK]
     assert main([*defaults, *options]) == 2
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
     assert not list(tmp_path.iterdir())
@@ -253,7 +274,17 @@ def test_weights_are_checked(
     else:
         weights.unlink()
         SHAPES.write_manifest(folder)
-    options = ["--model-dir", str(folder), "--output", str(tmp_path / "out"), "--prompts", "2", *QUICK]
+    options = [
+        "--world",
+        "shapes",
+        "--model-dir",
+        str(folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--prompts",
+        "2",
+        *QUICK,
+    ]
     assert main(options) == 2
     says = {
         "altered": "was altered",
@@ -283,12 +314,25 @@ def test_the_weak_denoiser_must_be_there(
     shutil.copytree(model, folder)
     shutil.rmtree(folder / "unet-weak")
     SHAPES.write_manifest(folder)
-    options = ["--model-dir", str(folder), "--output", str(tmp_path / "out"), "--prompts", "1", *QUICK]
+    options = [
+        "--world",
+        "shapes",
+        "--model-dir",
+        str(folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--prompts",
+        "1",
+        *QUICK,
+    ]
     assert main([*options, "--model", "weak"]) == 2
     assert "lists no unet-weak" in capsys.readouterr().err
 
 
-def test_no_network_and_the_bundled_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", [SHAPES, SCENES], ids=lambda model: model.name)
+def test_no_network_and_the_bundled_files_stay(
+    model: EmbeddedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def refuse(*arguments: object, **_: object) -> None:
@@ -301,18 +345,18 @@ def test_no_network_and_the_bundled_files_stay(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", False, raising=False)
 
     def state() -> dict[Path, tuple[int, int, str]]:
-        paths = [path for path in SHAPES.folder.rglob("*") if path.is_file()]
+        paths = [path for path in model.folder.rglob("*") if path.is_file()]
         return {path: (path.stat().st_mode, path.stat().st_mtime_ns, sha256(path)) for path in paths}
 
     before = state()
     options = ["--output", str(tmp_path / "out"), "--prompts", "1", "--model", "both", "--steps", "1"]
-    assert main([*options, "--resamples", "100"]) == 0
+    assert main([*options, "--world", model.name, "--resamples", "100"]) == 0
     assert state() == before
     assert not asked
 
 
 def test_folders(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--model-dir", str(model), "--prompts", "1", *QUICK]
+    options = ["--world", "shapes", "--model-dir", str(model), "--prompts", "1", *QUICK]
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
@@ -339,7 +383,17 @@ def test_an_earlier_demo_is_replaced_only_with_force(
     earlier = tmp_path / "out" / checks.RESULTS
     earlier.parent.mkdir()
     earlier.write_text("{}")
-    options = ["--model-dir", str(model), "--prompts", "1", "--output", str(earlier.parent), *QUICK]
+    options = [
+        "--world",
+        "shapes",
+        "--model-dir",
+        str(model),
+        "--prompts",
+        "1",
+        "--output",
+        str(earlier.parent),
+        *QUICK,
+    ]
     assert main(options) == 2
     assert "replace it with --force" in capsys.readouterr().err
     assert earlier.read_text() == "{}"
@@ -358,7 +412,16 @@ def test_a_missing_module(
 ) -> None:  # fmt: skip
     found = checks.find_spec
     monkeypatch.setattr(checks, "find_spec", lambda name: None if name == module else found(name))
-    options = ["--model-dir", str(model), "--output", str(tmp_path / "out"), "--prompts", "1"]
+    options = [
+        "--world",
+        "shapes",
+        "--model-dir",
+        str(model),
+        "--output",
+        str(tmp_path / "out"),
+        "--prompts",
+        "1",
+    ]
     assert main([*options, "--engine", engine]) == 2
     error = capsys.readouterr().err
     assert module in error
@@ -378,7 +441,17 @@ def test_an_interruption_leaves_nothing(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr("npnet_training.demo.drawing.sample_images", interrupt)
-    options = ["--model-dir", str(model), "--output", str(tmp_path / "out"), "--prompts", "1", *QUICK]
+    options = [
+        "--world",
+        "shapes",
+        "--model-dir",
+        str(model),
+        "--output",
+        str(tmp_path / "out"),
+        "--prompts",
+        "1",
+        *QUICK,
+    ]
     before = signal.getsignal(signal.SIGTERM)
     assert main(options) == 130
     assert "nothing was written" in capsys.readouterr().err

@@ -1,19 +1,16 @@
-"""Layouts that are written into noise, and the pairs made of them."""
+"""Layouts that are written into noise."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from npnet_training.embedded import SCENES
-from npnet_training.pairs import PairDataset
 from npnet_training.sampling import draw_noise
-from npnet_training.scenes.collect import main
 from npnet_training.scenes.grammar import Scene, ScenesError, prompts
 from npnet_training.scenes.layouts import GROUNDS, VARIANTS, LayoutWriter, lay_out
 from npnet_training.scenes.placing import SIZES, Size, shows_held_out
@@ -88,14 +85,3 @@ def test_a_scene_without_a_layout_is_not_kept(writer: LayoutWriter) -> None:
     )
     assert golden[0].isnan().all()
     assert golden[1].isfinite().all()
-
-
-def test_pairs_of_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--output", str(tmp_path / "pairs"), "--prompts", "8", "--batch", "4"]
-    assert main([*arguments, "--sizes", "64x64,48x64"]) == 0
-    assert "8 pairs" in capsys.readouterr().out
-    dataset = PairDataset.open([tmp_path / "pairs"])
-    assert dataset.info.settings["strength"] == 0.5
-    assert "redenoise" not in dataset.info.settings
-    assert main([*arguments, "--sizes", "64x64,48x64"]) == 2  # exists
-    assert "--resume" in capsys.readouterr().err

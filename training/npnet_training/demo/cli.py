@@ -17,7 +17,7 @@ from npnet_training.errors import DemoError
 EPILOG = """examples:
   npnet-demo
   npnet-demo --prompts "a red circle left of a blue square" --seeds 8 --output circle
-  npnet-demo --model both --compare best-of-2 --prompts 400
+  npnet-demo --world shapes --model both --compare best-of-2 --prompts 400
 
 No network is needed. exit status: 0, 2 for an error, 130 interrupted; then nothing is left behind
 """

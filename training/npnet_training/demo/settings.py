@@ -17,9 +17,9 @@ class DemoSettings(Settings):
 
     output: Path = Path("npnet-demo")
     """Folder to write."""
-    world: WorldName = "shapes"
-    """shapes: a Stable Diffusion of 32x32 pixels, which fails at shapes; scenes: a FLUX of 64x64, which fails
-    at counting, binding and placement."""
+    world: WorldName = "scenes"
+    """scenes: a FLUX of 64x64 pixels, which fails at counting, binding and placement; shapes: a Stable
+    Diffusion of 32x32, which fails at shapes."""
     prompts: Annotated[tuple[str, ...], WHOLE] = ("200",)
     """A number of held-out prompts, a file of prompts, or the text of one; may be repeated."""
     seeds: int = Field(default=1, ge=1)
@@ -27,11 +27,11 @@ class DemoSettings(Settings):
     seed: int = Field(default=2_000_000, ge=0, lt=2**31)
     """Of the first noise; far from those that networks are trained and evaluated on."""
     model: Literal["main", "weak", "few-step", "both"] = "main"
-    """The denoiser: the main one; of shapes the same stopped earlier, weak; of scenes the few-step one that
-    was distilled from it; or both in turn."""
+    """The denoiser: the main one; of scenes the few-step one that was distilled from it; of shapes the main
+    one stopped earlier, weak; or both in turn."""
     network: Literal["prompt-attention", "npnet"] = "prompt-attention"
-    """Golden-noise network: the one that attends to the prompt, trained in front of the weak denoiser, or the
-    paper's, trained on pairs of the main one."""
+    """Golden-noise network: the one that attends to the prompt, which has learned layouts, or of shapes from
+    a reward in front of the weak denoiser; or the paper's, trained on re-denoised pairs of the main one."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What the network is exported to and runs in."""
     steps: int | None = Field(default=None, ge=1, le=1000)

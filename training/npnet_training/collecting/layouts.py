@@ -1,4 +1,4 @@
-"""Pairs of noise and the same with a layout written in: `python -m npnet_training.scenes.collect`."""
+"""Pairs of noise and the same with a layout written in: `python -m npnet_training.collecting.layouts`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from npnet_training.scenes.placing import SIZES, Size
 from npnet_training.settings import Settings
 
 EPILOG = """example:
-  python -m npnet_training.scenes.collect --output layouts
+  python -m npnet_training.collecting.layouts --output layouts
 """
 
 
@@ -85,7 +85,7 @@ class LayoutCollector(Collector):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run(LayoutSettings, "python -m npnet_training.scenes.collect", EPILOG, argv, _work)
+    return run(LayoutSettings, "python -m npnet_training.collecting.layouts", EPILOG, argv, _work)
 
 
 def _work(settings: LayoutSettings) -> int:
