@@ -88,7 +88,8 @@ def test_listed(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for name, model in PACKAGED.items():
         assert f"  {name}\n      weights  {model.description}\n" in printed
-    assert printed.count("noise    4x16x16, prompt 16x64\n") == len(PACKAGED)
+    for noise in ("4x16x16, prompt 16x64", "16x8x8, prompt 16x96"):
+        assert printed.count(f"noise    {noise}\n") == len(PACKAGED) / 2
     assert main(["--model", "shape"]) == 1
     assert "shapes, shapes-npnet" in capsys.readouterr().err
 

@@ -17,3 +17,9 @@ def test_pairs_of_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "redenoise" not in dataset.info.settings
     assert main([*arguments, "--sizes", "64x64,48x64"]) == 2  # exists
     assert "--resume" in capsys.readouterr().err
+
+
+def test_sizes_of_another_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--output", str(tmp_path / "pairs"), "--sizes", "32x32"]) == 2
+    assert "expected some of 64x64, 64x48, 48x64, given 32x32" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -101,9 +101,9 @@ def test_the_documents_say_what_was_measured() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "least"), list(zip(SIZES, (295, 292, 296), strict=True)))
+@pytest.mark.parametrize(("size", "least"), list(zip(SIZES, (298, 295, 297), strict=True)))
 def test_the_autoencoder_keeps_what_is_true(size: Size, least: int) -> None:
-    """297, 294 and 298 where the README's were counted; another processor may round two otherwise."""
+    """300, 297 and 299 where the README's were counted; another processor may round two otherwise."""
     texts, pixels = renders(300, size, 11)
     vae = SCENES.load().vae
     with torch.no_grad():
@@ -150,23 +150,3 @@ def test_pairs_are_not_selected_by_the_second_judge(capsys: pytest.CaptureFixtur
     given = ["--model", "scenes", "--prompts", "scenes:train:1", "--output", "nowhere"]
     assert npnet_collect([*given, "--scorers", "scenes-second"]) == 2
     assert "judges only" in capsys.readouterr().err
-
-
-def test_re_denoising_is_the_one_committed() -> None:
-    """Of the bundled model; every difference of the table stands in the JSON."""
-    document = json.loads((ROOT / "results" / "scenes-redenoised.json").read_text(encoding="utf-8"))
-    listed = json.loads((SCENES.folder / "assets.json").read_text(encoding="utf-8"))["files"]
-    weights = listed["transformer/diffusion_pytorch_model.safetensors"]["sha256"]
-    assert document["denoiser"] == weights
-    named = {
-        "re-denoised by guidance, the paper's target": "redenoised:guidance",
-        "re-denoised by text mix": "redenoised:text-mix",
-        "better of 2 seeds, by the first judge": "best-of-2:scenes",
-    }
-    for words, arm in named.items():
-        (row,) = re.findall(rf"^\| {words} \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
-        compared = document["results"][arm]["scores"]
-        for shown, scorer in zip(row, ("scenes-strict", "scenes-second"), strict=True):
-            numbers = [float(number) for number in re.findall(r"[-+][\d.]+", shown)]
-            exact = [100 * compared[scorer][name] for name in ("difference", "low", "high")]
-            assert numbers == pytest.approx(exact, abs=0.051)

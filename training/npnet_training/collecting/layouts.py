@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from npnet_training.collecting.collector import Collector
@@ -20,7 +20,7 @@ from npnet_training.sampling import Conditioning
 from npnet_training.scenes.grammar import Scene
 from npnet_training.scenes.layouts import VARIANTS, LayoutWriter
 from npnet_training.scenes.placing import SIZES, Size
-from npnet_training.settings import Settings
+from npnet_training.settings import Settings, parse_size
 
 EPILOG = """example:
   python -m npnet_training.collecting.layouts --output layouts
@@ -35,20 +35,28 @@ class LayoutSettings(Settings):
 
     output: Path
     """Folder of the dataset."""
-    prompts: int = Field(default=32_000, ge=1)
+    prompts: int = Field(default=40_000, ge=1)
     """Of the training split, a noise each."""
     seed: int = Field(default=4_000_000, ge=0)
     """Of the prompts, and of the first noise."""
     strength: float = Field(default=0.5, gt=0)
     """Of the latents of the image in which the layout is right; the noise's norm is kept."""
-    variants: int = Field(default=VARIANTS, ge=1, le=VARIANTS)
-    """Layouts of each scene, of which its noise chooses one."""
-    sizes: tuple[str, ...] = ("64x64",)
-    """Sizes of the images, HEIGHTxWIDTH in pixels, in turns."""
+    variants: int = Field(default=1, ge=1, le=VARIANTS)
+    """Layouts of each scene, of which its noise chooses one; more of them take longer to learn."""
+    sizes: tuple[str, ...] = ("64x64", "48x64")
+    """Sizes of the images, HEIGHTxWIDTH in pixels, in turns; by default all but one, to be tried later."""
     batch: int = Field(default=100, ge=1)
     """Pairs made at once; a shard of the dataset."""
     resume: bool = False
     """Go on with the dataset in the folder."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _of_the_world(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [size for size in value if parse_size(size) not in SIZES]:
+            known = ", ".join(f"{height}x{width}" for height, width in SIZES)
+            raise ValueError(f"expected some of {known}, given {', '.join(unknown)}")
+        return value
 
     @property
     def collecting(self) -> CollectSettings:

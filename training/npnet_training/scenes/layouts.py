@@ -70,7 +70,7 @@ class LayoutWriter:
         variants: layouts of each scene, of which its noise chooses one, as it chooses the ground.
     """
 
-    def __init__(self, vae: Any, size: Size, strength: float, variants: int = VARIANTS) -> None:
+    def __init__(self, vae: Any, size: Size, strength: float, variants: int = 1) -> None:
         self.vae, self.size, self.strength, self.variants = vae, size, strength, variants
         self._grounds = torch.stack([torch.full((3, *size), level) for level in GROUNDS])
         self._light = self._latents(self._grounds).diff(dim=0)

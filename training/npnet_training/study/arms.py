@@ -36,7 +36,7 @@ BUILT_IN: dict[WorldName, dict[ArmSet, tuple[str, ...]]] = {
     "scenes": {
         "all": (*_OF_SCENES, "best-of-4:scenes", "best-of-8:scenes"),
         "ablations": (*_OF_SCENES, "best-of-4:scenes", "best-of-8:scenes"),
-        "networks": _OF_SCENES,
+        "networks": (*_OF_SCENES, "best-of-4:scenes"),
         "short": _OF_SCENES,
     },
 }

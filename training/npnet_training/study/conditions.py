@@ -62,7 +62,7 @@ CONDITIONS: dict[WorldName, dict[str, Condition]] = {
         # The networks are trained on pairs of 64x64 and 48x64.
         Condition("base", "scenes", _at(10, 3.0), "all"),
         Condition("few-step model", "scenes-few-step", _at(4, 1.0)),
-        Condition("diversity", "scenes", _at(10, 3.0), seeds=4),
+        Condition("diversity", "scenes", _at(10, 3.0), "short", seeds=4),
         Condition("no guidance", "scenes", _at(10, 1.0), "short"),
         Condition("guidance 5", "scenes", _at(10, 5.0), "short"),
         Condition("5 steps", "scenes", _at(5, 3.0), "short"),
