@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from npnet_training.scenes.grammar import Scene, ScenesError
-from npnet_training.scenes.placing import Size, holds_at, radius_of, shows_held_out
+from npnet_training.scenes.placing import Size, first_that_holds, radius_of
 from npnet_training.shapes.render import Placed, paint
 from npnet_training.shapes.train_autoencoder import encode
 
@@ -46,17 +46,10 @@ def lay_out(scene: Scene, size: Size, variant: int = 0, *, seen: bool = False) -
     """
     cells, (rows, columns) = _cells(size)
     order = _order(rows, columns, variant)
-    things = scene.things
-    radii = np.array([sum(radius_of(scene, group)) / 2 for group in things])
-    chosen = _choices(len(cells), len(things))
-    centres = cells[np.array(order)][chosen]
-    for number in np.flatnonzero(holds_at(scene, radii, centres)):
-        placed = [
-            Placed(group.thing, float(x), float(y), float(radius))
-            for group, (x, y), radius in zip(things, centres[number], radii, strict=True)
-        ]
-        if seen or not shows_held_out(placed):
-            return placed
+    radii = np.array([sum(radius_of(scene, group)) / 2 for group in scene.things])
+    centres = cells[np.array(order)][_choices(len(cells), len(radii))]
+    if found := first_that_holds(scene, radii, centres, seen=seen):
+        return found
     raise ScenesError(f"expected a scene with a plain layout in {size[0]}x{size[1]} pixels, given '{scene}'")
 
 

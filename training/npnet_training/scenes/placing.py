@@ -55,13 +55,8 @@ def place(scene: Scene, generator: random.Random, size: Size, *, seen: bool = Tr
     for _ in range(_ROUNDS):
         radii = np.array([generator.uniform(*radius_of(scene, group)) for group in things])
         centres = _candidates(things, radii, size, draws)
-        for number in np.flatnonzero(holds_at(scene, radii, centres)):
-            found = [
-                Placed(group.thing, float(x), float(y), float(radius))
-                for group, (x, y), radius in zip(things, centres[number], radii, strict=True)
-            ]
-            if seen or not shows_held_out(found):
-                return found
+        if found := first_that_holds(scene, radii, centres, seen=seen):
+            return found
     raise ScenesError(
         f"expected a scene that fits into {size[0]}x{size[1]} pixels, no places found for '{scene}'"
     )
@@ -72,9 +67,26 @@ def radius_of(scene: Scene, group: Group) -> tuple[float, float]:
     return RADII["many" if scene.total > 2 else group.size]
 
 
-def holds_at(scene: Scene, radii: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(K,) whether N things of radii (N,) are apart and related as a scene says at centres (K, N, 2)."""
-    return _apart(scene.things, radii, centres) & _related(scene, centres)
+def first_that_holds(
+    scene: Scene, radii: NDArray[np.float64], centres: NDArray[np.float64], *, seen: bool
+) -> list[Placed]:
+    """A scene's N things, of radii (N,), at the first of centres (K, N, 2) where it holds; [] if at none.
+
+    Args:
+        scene: to place.
+        radii: in pixels.
+        centres: (x, y) in pixels.
+        seen: whether combinations that are held out may be seen.
+    """
+    things = scene.things
+    for number in np.flatnonzero(_apart(things, radii, centres) & _related(scene, centres)):
+        found = [
+            Placed(group.thing, float(x), float(y), float(radius))
+            for group, (x, y), radius in zip(things, centres[number], radii, strict=True)
+        ]
+        if seen or not shows_held_out(found):
+            return found
+    return []
 
 
 def _candidates(
