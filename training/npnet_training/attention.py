@@ -11,6 +11,12 @@ FEW = 1024
 """Tokens up to which the products fit into the caches."""
 
 
-def attention_of_few(tokens: int, device: torch.device) -> AbstractContextManager[None]:
-    """Plain products for few tokens on a CPU: of 32 the fused kernel takes a fifth of a training step."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and tokens <= FEW else nullcontext()
+def attention_of_few(
+    tokens: int, device: torch.device, *, recomputed: bool = False
+) -> AbstractContextManager[None]:
+    """Plain products for few tokens on a CPU: of 32 the fused kernel takes a fifth of a training step.
+
+    Nothing where what is inside is computed again for the gradient (`recomputed`), which happens outside.
+    """
+    few = device.type == "cpu" and tokens <= FEW and not recomputed
+    return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()

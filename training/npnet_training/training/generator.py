@@ -78,7 +78,7 @@ class FrozenGenerator:
         """
         settings = self.settings
         conditioning = self.encode(prompts)
-        with attention_of_few(noise[0, 0].numel(), noise.device):
+        with attention_of_few(noise[0, 0].numel(), noise.device, recomputed=settings.checkpointing):
             return render(
                 self.denoiser, noise, conditioning, steps or settings.steps,
                 settings.guidance if guidance is None else guidance, output=output, seeds=seeds,

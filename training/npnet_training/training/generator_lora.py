@@ -94,7 +94,8 @@ class GeneratorLora(nn.Module):
 
         def change(noise: Tensor) -> Tensor:
             steered = self.generator.denoiser.steered
-            with attention_of_few(noise[0, 0].numel(), noise.device):
+            recomputed = self.generator.settings.checkpointing
+            with attention_of_few(noise[0, 0].numel(), noise.device, recomputed=recomputed):
                 return predicted_change(self.adapter, steered, noise, timestep, arguments)
 
         if self.generator.settings.checkpointing and torch.is_grad_enabled():
