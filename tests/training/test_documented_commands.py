@@ -9,6 +9,7 @@ import pytest
 from npnet_training import bundle, distill
 from npnet_training.bundle import BundleSettings
 from npnet_training.collecting import cli as collecting
+from npnet_training.collecting import layouts
 from npnet_training.collecting.layouts import LayoutSettings
 from npnet_training.collecting.settings import CollectSettings
 from npnet_training.demo import cli as demo
@@ -24,6 +25,7 @@ from npnet_training.scenes import train_second_judge
 from npnet_training.settings import parse
 from npnet_training.shapes.build import BuildSettings
 from npnet_training.study import __main__ as study
+from npnet_training.study import checkpoints
 from npnet_training.study.checkpoints import CurveSettings
 from npnet_training.study.settings import StudySettings
 from npnet_training.training import cli as training
@@ -45,9 +47,12 @@ MODULE = (
     r"python -m npnet_training\.(?:shapes\.build|scenes\.\w+|bundle|distill|study(?:\.checkpoints)?|planning|"
     r"collecting\.layouts)"
 )
+COMMANDS_OF = (
+    collecting, layouts, training, evaluation, headroom, demo, bundle, distill, study, checkpoints,
+)  # fmt: skip
 TEXTS = [
     *((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS),
-    *(module.EPILOG for module in (collecting, training, evaluation, headroom, demo, bundle, distill, study)),
+    *(module.EPILOG for module in COMMANDS_OF),
 ]
 COMMANDS = [
     found[0].replace("\\\n", " ").strip("` ").removeprefix("python -m ")

@@ -33,21 +33,16 @@ COUNT = 5
 QUICK = ["--steps", "2", "--batch", "3", "--pictures", "3", "--resamples", "200", "--engine", "torch"]
 
 
+def of_shapes(model: Path, output: Path, *options: str) -> list[str]:
+    """Options of a demo of the first world."""
+    return ["--world", "shapes", "--model-dir", str(model), "--output", str(output), *options]
+
+
 @pytest.fixture(scope="module")
 def ran(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and printed text of a demo with both denoisers and all arms."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    options = [
-        "--world",
-        "shapes",
-        "--model-dir",
-        str(model),
-        "--output",
-        str(output),
-        "--prompts",
-        str(COUNT),
-        *QUICK,
-    ]
+    options = of_shapes(model, output, "--prompts", str(COUNT), *QUICK)
     with pytest.MonkeyPatch.context() as patch:
         printed = io.StringIO()
         patch.setattr("sys.stdout", printed)
@@ -194,18 +189,7 @@ def test_grid(ran: tuple[Path, str]) -> None:
 
 def test_onnxruntime_and_the_papers_network(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    options = [
-        "--world",
-        "shapes",
-        "--model-dir",
-        str(model),
-        "--output",
-        str(output),
-        "--prompts",
-        "2",
-        "--steps",
-        "1",
-    ]
+    options = of_shapes(model, output, "--prompts", "2", "--steps", "1")
     assert main([*options, "--network", "npnet", "--resamples", "100"]) == 0
     found = json.loads((output / checks.RESULTS).read_text())
     assert found["weights"]["kind"] == "npnet"
@@ -238,7 +222,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options, says = REFUSED[name]
-    defaults = ["--world", "shapes", "--model-dir", str(model), "--output", str(tmp_path / "out"), *QUICK]
+    defaults = of_shapes(model, tmp_path / "out", *QUICK)
     assert main([*defaults, *options]) == 2
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
     assert not list(tmp_path.iterdir())
@@ -274,17 +258,7 @@ def test_weights_are_checked(
     else:
         weights.unlink()
         SHAPES.write_manifest(folder)
-    options = [
-        "--world",
-        "shapes",
-        "--model-dir",
-        str(folder),
-        "--output",
-        str(tmp_path / "out"),
-        "--prompts",
-        "2",
-        *QUICK,
-    ]
+    options = of_shapes(folder, tmp_path / "out", "--prompts", "2", *QUICK)
     assert main(options) == 2
     says = {
         "altered": "was altered",
@@ -314,17 +288,7 @@ def test_the_weak_denoiser_must_be_there(
     shutil.copytree(model, folder)
     shutil.rmtree(folder / "unet-weak")
     SHAPES.write_manifest(folder)
-    options = [
-        "--world",
-        "shapes",
-        "--model-dir",
-        str(folder),
-        "--output",
-        str(tmp_path / "out"),
-        "--prompts",
-        "1",
-        *QUICK,
-    ]
+    options = of_shapes(folder, tmp_path / "out", "--prompts", "1", *QUICK)
     assert main([*options, "--model", "weak"]) == 2
     assert "lists no unet-weak" in capsys.readouterr().err
 
@@ -412,16 +376,7 @@ def test_a_missing_module(
 ) -> None:  # fmt: skip
     found = checks.find_spec
     monkeypatch.setattr(checks, "find_spec", lambda name: None if name == module else found(name))
-    options = [
-        "--world",
-        "shapes",
-        "--model-dir",
-        str(model),
-        "--output",
-        str(tmp_path / "out"),
-        "--prompts",
-        "1",
-    ]
+    options = of_shapes(model, tmp_path / "out", "--prompts", "1")
     assert main([*options, "--engine", engine]) == 2
     error = capsys.readouterr().err
     assert module in error
@@ -441,17 +396,7 @@ def test_an_interruption_leaves_nothing(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr("npnet_training.demo.drawing.sample_images", interrupt)
-    options = [
-        "--world",
-        "shapes",
-        "--model-dir",
-        str(model),
-        "--output",
-        str(tmp_path / "out"),
-        "--prompts",
-        "1",
-        *QUICK,
-    ]
+    options = of_shapes(model, tmp_path / "out", "--prompts", "1", *QUICK)
     before = signal.getsignal(signal.SIGTERM)
     assert main(options) == 130
     assert "nothing was written" in capsys.readouterr().err

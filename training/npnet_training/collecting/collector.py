@@ -76,12 +76,10 @@ class Collector:
         plain: list[Any] = []
         golden: list[Any] = []
         if conditioning is not None and self.scorers:
-            texts = conditioning
-
-            def images(noise: Tensor) -> list[Any]:
-                return sample_images(self.denoiser, texts, noise, settings.sample, seeds=item.seeds)
-
-            plain, golden = images(source), images(torch.nan_to_num(target.float()))
+            plain, golden = (
+                sample_images(self.denoiser, conditioning, noise, settings.sample, seeds=item.seeds)
+                for noise in (source, torch.nan_to_num(target.float()))
+            )
             before = score_all(self.scorers, item.prompts, plain)
             after = score_all(self.scorers, item.prompts, golden)
         decisions = []

@@ -19,7 +19,7 @@ from npnet_training.pairs.info import PairInfo
 from npnet_training.sampling import Conditioning
 from npnet_training.scenes.grammar import Scene
 from npnet_training.scenes.layouts import VARIANTS, LayoutWriter
-from npnet_training.scenes.placing import SIZES, Size
+from npnet_training.scenes.placing import KNOWN_SIZES, SIZES, Size
 from npnet_training.settings import Settings, parse_size
 
 EPILOG = """example:
@@ -54,8 +54,7 @@ class LayoutSettings(Settings):
     @classmethod
     def _of_the_world(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [size for size in value if parse_size(size) not in SIZES]:
-            known = ", ".join(f"{height}x{width}" for height, width in SIZES)
-            raise ValueError(f"expected some of {known}, given {', '.join(unknown)}")
+            raise ValueError(f"expected some of {KNOWN_SIZES}, given {', '.join(unknown)}")
         return value
 
     @property

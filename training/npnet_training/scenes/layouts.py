@@ -44,10 +44,9 @@ def lay_out(scene: Scene, size: Size, variant: int = 0, *, seen: bool = False) -
     Raises:
         ScenesError: it fits nowhere.
     """
-    cells, (rows, columns) = _cells(size)
-    order = _order(rows, columns, variant)
+    cells = _cells(size, variant)
     radii = np.array([sum(radius_of(scene, group)) / 2 for group in scene.things])
-    centres = cells[np.array(order)][_choices(len(cells), len(radii))]
+    centres = cells[_choices(len(cells), len(radii))]
     if found := first_that_holds(scene, radii, centres, seen=seen):
         return found
     raise ScenesError(f"expected a scene with a plain layout in {size[0]}x{size[1]} pixels, given '{scene}'")
@@ -97,27 +96,20 @@ class LayoutWriter:
         return found * float(self.vae.config.scaling_factor)
 
 
-def _cells(size: Size) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """Centres (x, y) of the lattice's cells, row by row, and its rows and columns."""
+@cache
+def _cells(size: Size, variant: int) -> NDArray[np.float64]:
+    """Centres (x, y) of the lattice's cells as they are taken, far from one another first; (cells, 2).
+
+    Mirrored up and down, and left and right, by the variant.
+    """
     rows, columns = (3 if side >= _NARROW else 2 for side in size)
     down, across = (np.linspace(_RIM, side - _RIM, n) for side, n in zip(size, (rows, columns), strict=True))
-    return np.array([(x, y) for y in down for x in across]), (rows, columns)
-
-
-def _order(rows: int, columns: int, variant: int) -> list[int]:
-    """Cells in the order in which they are taken: far from one another first; mirrored by the variant."""
+    down, across = (down[::-1] if variant & 1 else down), (across[::-1] if variant & 2 else across)
     corners = [(0, 0), (rows - 1, columns - 1), (0, columns - 1), (rows - 1, 0)]
-    others = [
-        (row, column) for row in range(rows) for column in range(columns) if (row, column) not in corners
-    ]
+    others = {*itertools.product(range(rows), range(columns))}.difference(corners)
     middle = ((rows - 1) / 2, (columns - 1) / 2)
-    others.sort(key=lambda cell: abs(cell[0] - middle[0]) + abs(cell[1] - middle[1]))
-    order = []
-    for row, column in corners + others:
-        row = rows - 1 - row if variant & 1 else row
-        column = columns - 1 - column if variant & 2 else column
-        order.append(row * columns + column)
-    return order
+    inner_first = sorted(sorted(others), key=lambda cell: abs(cell[0] - middle[0]) + abs(cell[1] - middle[1]))
+    return np.array([(across[column], down[row]) for row, column in corners + inner_first])
 
 
 @cache

@@ -15,6 +15,7 @@ from npnet_training.shapes.render import Placed
 Size = tuple[int, int]
 """Height and width in pixels."""
 SIZES: tuple[Size, ...] = ((64, 64), (64, 48), (48, 64))
+KNOWN_SIZES = ", ".join(f"{height}x{width}" for height, width in SIZES)
 RADII = {"small": (4.4, 5.2), "large": (7.4, 8.2), "": (5.8, 6.8), "many": (4.5, 5.6)}
 """In pixels, by size; `many` where there are three things or more."""
 BETWEEN_SIZES = 6.3

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from npnet_training.errors import RewardError
 from npnet_training.scenes.grammar import Group, Scene
-from npnet_training.scenes.placing import BETWEEN_SIZES, SIZES, radius_of
+from npnet_training.scenes.placing import BETWEEN_SIZES, KNOWN_SIZES, SIZES, radius_of
 from npnet_training.shapes.grammar import COLOURS, SHAPES
 from npnet_training.shapes.reward import ShapesReward, Templates
 
@@ -59,9 +59,8 @@ class ScenesReward:
             RewardError: images of another size.
         """
         if tuple(images.shape[2:]) not in SIZES:
-            known = ", ".join(f"{height}x{width}" for height, width in SIZES)
             given = f"{images.shape[2]}x{images.shape[3]}"
-            raise RewardError(f"scenes: expected images of {known} pixels, given {given}")
+            raise RewardError(f"scenes: expected images of {KNOWN_SIZES} pixels, given {given}")
         masks = self._colours.colour_masks(images.float())
         scenes = [Scene.parse(prompt) for prompt in prompts]
         rows = [row for row, scene in enumerate(scenes) for _ in scene.groups]
@@ -108,7 +107,7 @@ class ScenesReward:
         # Only what is about the peaks needs a gradient, a few hundredths of all places.
         height, width = masks.shape[1:]
         near = self._templates.overlaps_about(masks, rows, columns, _NEAR).flatten(0, 1)
-        there, radius = self._there(near, kinds.repeat_interleave(most))
+        there, sizes = self._there(near, kinds.repeat_interleave(most))
         offsets = torch.arange(-_NEAR, _NEAR + 1, device=masks.device)
         down, across = (place.flatten()[:, None] + offsets for place in (rows, columns))
         outside = ((down < 0) | (down >= height))[:, :, None] | ((across < 0) | (across >= width))[:, None]
@@ -116,22 +115,21 @@ class ScenesReward:
         # Centres are soft, so that they have a gradient.
         weights = logits.flatten(1).softmax(1).view_as(there)
         x, y = (weights.sum(1) * (across + 0.5)).sum(1), (weights.sum(2) * (down + 0.5)).sum(1)
-        values = (there[:, _NEAR, _NEAR], x, y, radius[:, _NEAR, _NEAR])
-        found = []
-        for group, one in zip(groups, torch.stack(values, 1).unflatten(0, (-1, most)), strict=True):
-            n = group.count
-            sure, right, down, size = one[:n].unbind(1)
-            found.append(Things(sure, right, down, size, one[n, 0]))
-        return found
+        radius = (sizes[:, :, _NEAR, _NEAR] * self._radii).sum(1)
+        values = torch.stack((there[:, _NEAR, _NEAR], x, y, radius), 1).unflatten(0, (-1, most))
+        return [
+            Things._make((*peaks[: group.count].unbind(1), peaks[group.count, 0]))
+            for group, peaks in zip(groups, values, strict=True)
+        ]
 
     def _there(self, overlap: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-        """How much things of N kinds are at places, and their radii, (N, h, w), of all overlaps there."""
+        """How much things of N kinds are at places, (N, h, w); how likely each radius, (N, radii, h, w)."""
         sizes = (_SHARPNESS * overlap).softmax(2)
         best = (overlap * sizes).sum(2)
         # At each place the shapes compete: a circle overlaps with a square well, but less than a square.
         rows = torch.arange(len(kinds))
         there = (best * (_SHARPNESS * best).softmax(1))[rows, kinds]
-        return there, (sizes[rows, kinds] * self._radii.view(-1, 1, 1)).sum(1)
+        return there, sizes[rows, kinds]
 
     def _peaks(self, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Rows and columns, (N, count), of the highest places (N, H, W) that no higher one is near."""

@@ -12,8 +12,8 @@ from npnet_training.scenes.placing import BETWEEN_SIZES, radius_of, relation_of
 from npnet_training.shapes.verify import UNKNOWN, Seen, Verdict, see
 
 FAILURES = ("shape", "colour", "count", "binding", "placement")
-_ONE_THING = 1.1  # a region is of more than one thing, or of a piece, from so many times its radius on
 FACTS = ("count", "colour", "thing", "size", "relation")
+_ONE_THING = 1.1  # a region is of more than one thing, or of a piece, from so many times its radius on
 
 
 def verify(image: NDArray[np.floating], scene: Scene) -> Verdict:

@@ -116,6 +116,7 @@ def see(image: NDArray[np.floating]) -> tuple[Seen, ...]:
     strong = chroma > _CHROMA
     seen = []
     for index in np.unique(nearest[strong]):
+        others = strong & (nearest != index)
         labels, count = ndimage.label(strong & (nearest == index), _EIGHT)
         sizes = np.bincount(labels.ravel(), minlength=count + 1)
         for label in range(1, count + 1):
@@ -123,7 +124,6 @@ def see(image: NDArray[np.floating]) -> tuple[Seen, ...]:
                 # A thing's rim, mixed with the background, is below the threshold: take it along.
                 region = ndimage.binary_dilation(labels == label, _EIGHT)
                 alpha = np.where(region, np.clip(chroma / _FULL_CHROMA[index], 0, 1), 0)
-                others = strong & (nearest != index)
                 touching = bool((ndimage.binary_dilation(region, _EIGHT) & others).any())
                 seen.append(_recognise(_NAMES[index], alpha, touching))
     return tuple(seen)

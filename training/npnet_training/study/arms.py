@@ -28,14 +28,12 @@ PAPER = "npnet"
 _OF_SCENES = ("redenoised:guidance", "redenoised:text-mix", "best-of-2:scenes")
 BUILT_IN: dict[WorldName, dict[ArmSet, tuple[str, ...]]] = {
     "shapes": {
-        "all": ("redenoised", "best-of-2:shapes", "best-of-4:shapes"),
         "ablations": ("redenoised", "best-of-2:shapes", "best-of-4:shapes"),
         "networks": ("redenoised", "best-of-2:shapes"),
         "short": ("redenoised", "best-of-2:shapes"),
     },
     "scenes": {
         "all": (*_OF_SCENES, "best-of-4:scenes", "best-of-8:scenes"),
-        "ablations": (*_OF_SCENES, "best-of-4:scenes", "best-of-8:scenes"),
         "networks": (*_OF_SCENES, "best-of-4:scenes"),
         "short": _OF_SCENES,
     },

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -24,12 +22,11 @@ from npnet_runtime.weights import checkpoint
 from npnet_training.command import run
 from npnet_training.embedded import SCENES
 from npnet_training.evaluation import paired
-from npnet_training.sampling import Denoiser, RedenoiseSettings, draw_noise, redenoise, render
-from npnet_training.scenes.grammar import Scene, prompts
-from npnet_training.scenes.judging import Change
+from npnet_training.sampling import Denoiser, RedenoiseSettings, redenoise
+from npnet_training.scenes.grammar import prompts
+from npnet_training.scenes.judging import Change, Judged, judged
 from npnet_training.scenes.networks import TOKENS
 from npnet_training.scenes.second_judge import FILE, SecondJudge
-from npnet_training.scenes.verify import failure_of, verify
 from npnet_training.settings import Settings
 from npnet_training.study.arms import changed_by
 
@@ -85,9 +82,9 @@ def curve(settings: CurveSettings) -> dict[str, Any]:
     return document
 
 
-@torch.no_grad()
 def _row(settings: CurveSettings, folder: Path, golden: Change) -> dict[str, Any]:
-    denoiser = Denoiser(SCENES.load(folder=folder), None, {"max_sequence_length": TOKENS})
+    pipe = SCENES.load(folder=folder)
+    denoiser = Denoiser(pipe, None, {"max_sequence_length": TOKENS})
     again = RedenoiseSettings(weight="guidance")
     arms: dict[str, Change | None] = {
         "plain": None,
@@ -95,47 +92,39 @@ def _row(settings: CurveSettings, folder: Path, golden: Change) -> dict[str, Any
         "golden": golden,
     }
     judge = SecondJudge.load(SCENES.folder / FILE)
-    found: dict[str, Any] = {}
-    plain: list[NDArray[np.float64]] = []
-    for name, change in arms.items():
-        strict, second, failures = _judged(settings, denoiser, change, judge.strict)
-        wrong = max(1, failures.total())
-        plain = plain or [strict, second]
-        found[name] = {
-            "strict": float(strict.mean()),
-            "second_judge": float(second.mean()),
-            # Of all images: how many are right in layout, whatever else is wrong with them.
-            "layout": 1 - sum(failures[kind] for kind in LAYOUT) / len(strict),
-            "failures": {kind: count / wrong for kind, count in sorted(failures.items())},
-        }
-        if change is not None:
-            pairs = zip(("against_plain", "second_against_plain"), plain, (strict, second), strict=True)
-            found[name] |= {key: vars(paired(before, after)) for key, before, after in pairs}
-    return found
+    rows = {
+        name: judged(
+            pipe, prompts("held-out", settings.prompts), change, steps=settings.steps,
+            guidance=settings.guidance, seed=settings.seed, batch=settings.batch, second_judge=judge,
+        )
+        for name, change in arms.items()
+    }  # fmt: skip
+    return {name: _summary(of, rows["plain"] if name != "plain" else None) for name, of in rows.items()}
 
 
-def _judged(
-    settings: CurveSettings,
-    denoiser: Denoiser,
-    change: Change | None,
-    second_judge: Callable[..., list[bool]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], Counter[str]]:
-    texts = prompts("held-out", settings.prompts)
-    strict, second, failures = [], [], Counter[str]()
-    for start in range(0, len(texts), settings.batch):
-        part = texts[start : start + settings.batch]
-        scenes, conditioning = [Scene.parse(text) for text in part], denoiser.encode(part)
-        seeds = range(settings.seed + start, settings.seed + start + len(part))
-        noise = draw_noise(seeds, denoiser.latent_shape)
-        noise = noise if change is None else change(noise, conditioning)
-        images = render(denoiser, noise, conditioning, settings.steps, settings.guidance, seeds=seeds)
-        for image, scene in zip(images.numpy(), scenes, strict=True):
-            verdict = verify(image, scene)
-            failure = failure_of(verdict, scene)
-            strict.append(float(verdict.strict))
-            failures.update([] if failure is None else [failure])
-        second += [float(right) for right in second_judge(images, scenes)]
-    return np.array(strict), np.array(second), failures
+def _summary(rows: list[Judged], plain: list[Judged] | None) -> dict[str, Any]:
+    failures = Counter(row.failure for row in rows if row.failure is not None)
+    found = {
+        "strict": float(_strict(rows).mean()),
+        "second_judge": float(_second(rows).mean()),
+        # Of all images: how many are right in layout, whatever else is wrong with them.
+        "layout": 1 - sum(failures[kind] for kind in LAYOUT) / len(rows),
+        "failures": {kind: count / failures.total() for kind, count in sorted(failures.items())},
+    }
+    if plain is None:
+        return found
+    return found | {
+        "against_plain": vars(paired(_strict(plain), _strict(rows))),
+        "second_against_plain": vars(paired(_second(plain), _second(rows))),
+    }
+
+
+def _strict(rows: list[Judged]) -> NDArray[np.float64]:
+    return np.array([float(row.strict) for row in rows])
+
+
+def _second(rows: list[Judged]) -> NDArray[np.float64]:
+    return np.array([float(bool(row.second)) for row in rows])
 
 
 def main(argv: list[str] | None = None) -> int:
